@@ -1,0 +1,250 @@
+package branches
+
+import (
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/layerfs/layerfs/internal/sys"
+	"github.com/layerfs/layerfs/whiteout"
+)
+
+// Kind is what a lookup found.
+type Kind uint8
+
+const (
+	// NotFound: no branch has the name, or a whiteout hides it.
+	NotFound Kind = iota
+	// File: something that is not a directory; the topmost branch answers alone.
+	File
+	// Directory: a directory; the Resolution's Dir has its parts.
+	Directory
+)
+
+// Resolution is the answer of a lookup.
+type Resolution struct {
+	Kind  Kind
+	Where *Part    // the part of the parent directory in which the name was found first
+	Stat  sys.Stat // of what was found there
+	// Dir is the merged directory when Kind is Directory. It has no parts at
+	// all when the only one is a mount point of a lower branch.
+	Dir *Dir
+	// Origin is, for a directory with a part in a lower, the attributes of
+	// the topmost such part, and OriginBranch its branch: the identity of a
+	// merged directory, which its copy-up must not change.
+	Origin       sys.Stat
+	OriginBranch *Branch
+}
+
+// InUpper reports whether the name was found in the upper.
+func (r *Resolution) InUpper() bool { return r.Where != nil && r.Where.path == "" }
+
+// walk is the state of one lookup.
+type walk struct {
+	stack    *Stack
+	res      Resolution
+	parts    []*Part
+	redirect string // what to look for in the branches below, when not the plain name
+	done     bool
+}
+
+// Lookup finds name in d. An absent name is Kind NotFound and no error.
+// Preconditions: name is one component and not reserved.
+func (s *Stack) Lookup(d *Dir, name string) (Resolution, error) {
+	w := walk{stack: s}
+	for i, p := range d.Parts() {
+		if err := w.inPart(d, p, name, i == len(d.Parts())-1); err != nil {
+			return Resolution{}, err
+		}
+		if w.done {
+			break
+		}
+		if w.redirect != "" {
+			w.follow(d, p.Branch.Index, name)
+			break
+		}
+	}
+	return w.finish(d, name), nil
+}
+
+// LowerHas reports whether a lower part of d shows name: whether removing
+// name from the upper needs a whiteout.
+func (s *Stack) LowerHas(d *Dir, name string) (bool, error) {
+	w := walk{stack: s}
+	lowers := d.Lowers()
+	for i, p := range lowers {
+		if err := w.inPart(d, p, name, i == len(lowers)-1); err != nil {
+			return false, err
+		}
+		if w.done || w.res.Kind != NotFound {
+			break
+		}
+	}
+	return w.res.Kind != NotFound, nil
+}
+
+func (w *walk) finish(d *Dir, name string) Resolution {
+	if w.res.Kind == Directory {
+		w.res.Dir = &Dir{stack: w.stack, parent: d, name: name, parts: w.parts}
+	}
+	return w.res
+}
+
+func (w *walk) inPart(d *Dir, p *Part, name string, last bool) error {
+	fd, err := d.Acquire(p)
+	if err != nil {
+		if err == unix.EXDEV { // something has been mounted there since
+			return nil
+		}
+		return err
+	}
+	defer d.Release(p)
+	dirPath := p.path
+	if dirPath == "" && p.Branch.mountRel != "" {
+		dirPath = p.Path(d)
+	}
+	path := ""
+	if p.path != "" {
+		path = join(p.path, name)
+	}
+	return w.entry(p, fd, dirPath, name, path, last)
+}
+
+// entry looks at one entry of one branch and decides whether the walk goes
+// on. fd is the directory that holds it; path is what the entry's part would
+// have as its path.
+func (w *walk) entry(p *Part, fd int, dirPath, name, path string, last bool) error {
+	st, err := p.Branch.stat(fd, dirPath, name)
+	if err == unix.ENOENT || err == unix.ENAMETOOLONG {
+		w.done = !last && p.hidesBeside(fd, name)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if p.Branch.whiteouts && whiteout.IsFile(fd, name, &st, p.xattrWhiteouts.Load()) {
+		w.done = true
+		return nil
+	}
+	if !st.IsDir() {
+		w.done = true
+		if w.res.Kind == NotFound { // below a directory a file is hidden
+			w.res = Resolution{Kind: File, Where: p, Stat: st}
+		}
+		return nil
+	}
+	w.addDir(p, fd, name, path, st)
+	return nil
+}
+
+// addDir adds the directory name of fd as a part.
+func (w *walk) addDir(p *Part, fd int, name, path string, st sys.Stat) {
+	if w.res.Kind == NotFound {
+		w.res = Resolution{Kind: Directory, Where: p, Stat: st}
+	}
+	if p.Branch != w.stack.upper && w.res.OriginBranch == nil {
+		w.res.Origin, w.res.OriginBranch = st, p.Branch
+	}
+	if st.MountRoot {
+		return // shown as an empty directory: contributes nothing, hides nothing
+	}
+	part := &Part{Branch: p.Branch, path: path}
+	w.parts = append(w.parts, part)
+	if p.Branch.Index == len(w.stack.branches)-1 {
+		return // nothing below could be hidden or continued
+	}
+	m := whiteout.ReadMarks(fd, name)
+	part.xattrWhiteouts.Store(m.XattrWhiteouts)
+	switch {
+	case m.Redirect != "":
+		w.redirect = m.Redirect
+	case m.Opaque || p.hidesBeside(fd, name):
+		w.done = true
+	}
+}
+
+// follow continues a lookup in the branches below index from after a part
+// with a redirect. name is the last component that was looked for.
+func (w *walk) follow(d *Dir, from int, name string) {
+	base := "" // where relative redirects start
+	for w.redirect != "" && !w.done {
+		target := w.redirect
+		w.redirect = ""
+		if !strings.HasPrefix(target, "/") {
+			base = target
+			from = w.relative(d, from, base)
+			continue
+		}
+		from = w.absolute(from, target[1:])
+	}
+}
+
+// relative looks for name in the parts of d below branch from, and returns
+// the branch at which a further redirect interrupted it.
+func (w *walk) relative(d *Dir, from int, name string) int {
+	for i, p := range d.Parts() {
+		if p.Branch.Index <= from {
+			continue
+		}
+		if w.inPart(d, p, name, i == len(d.Parts())-1) != nil || w.done || w.redirect != "" {
+			return p.Branch.Index
+		}
+	}
+	w.done = true
+	return from
+}
+
+// absolute looks for path in every branch below index from, component by
+// component (ovl_lookup_layer).
+func (w *walk) absolute(from int, path string) int {
+	for _, b := range w.stack.branches[from+1:] {
+		w.component(b, path)
+		if w.done || w.redirect != "" {
+			return b.Index
+		}
+	}
+	w.done = true
+	return from
+}
+
+// component walks path from the root of b. A whiteout or a file on the way
+// ends the whole lookup, an absent component only this branch, and an opaque
+// directory ends it after this branch (ovl_lookup_single).
+func (w *walk) component(b *Branch, path string) {
+	fd, dir := b.Root, "."
+	stopAfter := false
+	names := strings.Split(path, "/")
+	for i, name := range names {
+		p := &Part{Branch: b, path: dir}
+		if i == len(names)-1 {
+			if w.entry(p, fd, dir, name, join(dir, name), false) != nil {
+				w.done = true
+			}
+			break
+		}
+		st, err := b.stat(fd, dir, name)
+		if err != nil {
+			w.done = err != unix.ENOENT || p.hidesBeside(fd, name)
+			break
+		}
+		if !st.IsDir() || st.MountRoot {
+			w.done = true
+			break
+		}
+		m := whiteout.ReadMarks(fd, name)
+		stopAfter = stopAfter || m.Opaque || m.Redirect != ""
+		next, err := sys.OpenDir(fd, name)
+		if err != nil {
+			w.done = true
+			break
+		}
+		if fd != b.Root {
+			sys.Close(fd)
+		}
+		fd, dir = next, join(dir, name)
+	}
+	if fd != b.Root {
+		sys.Close(fd)
+	}
+	w.done = w.done || stopAfter
+}

@@ -1,0 +1,157 @@
+package branches
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/layerfs/layerfs/internal/errs"
+	"github.com/layerfs/layerfs/internal/sys"
+)
+
+// openBranch opens one branch and finds out what is special about it.
+func openBranch(index int, spec Spec, cfg Config) (*Branch, error) {
+	abs, err := filepath.Abs(spec.Path)
+	if err != nil {
+		return nil, errs.New(errs.Failed, "branch %s: %w", spec.Path, err)
+	}
+	fd, err := sys.OpenRoot(abs)
+	switch {
+	case err == unix.ENOENT:
+		return nil, errs.New(errs.NotFound, "branch %s does not exist", spec.Path)
+	case err == unix.ENOTDIR:
+		return nil, errs.New(errs.Usage, "branch %s is not a directory", spec.Path)
+	case err != nil:
+		return nil, errs.New(errs.Failed, "branch %s cannot be opened: %w", spec.Path, err)
+	}
+	b := &Branch{Index: index, Path: abs, Mode: spec.Mode, Root: fd}
+	b.whiteouts = !cfg.AufsStyle || spec.Mode == RW || slices.Contains(spec.Attr, "wh")
+	if real, err := filepath.EvalSymlinks(abs); err == nil {
+		b.Path = real
+	}
+	st, err := b.RootStat()
+	if err != nil {
+		sys.Close(fd)
+		return nil, errs.New(errs.Failed, "branch %s: %w", spec.Path, err)
+	}
+	b.Dev = st.Dev
+	if _, err := sys.ReadDirAt(fd); err != nil {
+		sys.Close(fd)
+		return nil, errs.New(errs.Failed, "branch %s cannot be read: %w", spec.Path, err)
+	}
+	b.HasMounts = mountsBelow(b.Path)
+	b.detectOverride()
+	return b, nil
+}
+
+// mountsBelow reports whether anything is mounted below path. In doubt it says yes.
+func mountsBelow(path string) bool {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return true
+	}
+	prefix := strings.TrimSuffix(path, "/") + "/"
+	for _, line := range strings.Split(string(data), "\n") {
+		f := strings.Fields(line)
+		if len(f) > 4 && strings.HasPrefix(unescapeMount(f[4]), prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// unescapeMount undoes the octal escapes of mountinfo.
+func unescapeMount(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}
+
+// within reports whether path is dir or lies below it.
+func within(path, dir string) bool {
+	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
+}
+
+// realDir resolves a directory for comparisons; one that does not exist (yet)
+// is compared as it is written.
+func realDir(path string) string {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return path
+	}
+	if real, err := filepath.EvalSymlinks(abs); err == nil {
+		return real
+	}
+	return abs
+}
+
+// checkOverlaps refuses stacks that would feed on themselves. A read-only
+// branch may contain the upper, the work directory and the mountpoint.
+func (s *Stack) checkOverlaps(cfg Config) error {
+	mnt := ""
+	if cfg.Mountpoint != "" {
+		mnt = realDir(cfg.Mountpoint)
+	}
+	for _, b := range s.branches {
+		if mnt != "" && b.Path != mnt && within(b.Path, mnt) {
+			return errs.New(errs.Usage, "branch %s lies inside the mountpoint %s: the mount would cover it", b.Path, mnt)
+		}
+	}
+	if s.upper == nil {
+		return nil
+	}
+	up := s.upper.Path
+	if mnt != "" && mnt != up && within(mnt, up) {
+		return errs.New(errs.Usage, "mountpoint %s lies inside the upper %s: mount it somewhere else", mnt, up)
+	}
+	if cfg.WorkDir != "" {
+		work := realDir(cfg.WorkDir)
+		if mnt != "" && within(mnt, work) {
+			return errs.New(errs.Usage, "mountpoint %s lies inside the work directory %s: mount it somewhere else", mnt, work)
+		}
+		if within(work, up) || within(up, work) {
+			return errs.New(errs.Usage, "work directory %s and upper %s overlap: give them separate directories", work, up)
+		}
+	}
+	for _, b := range s.branches[1:] {
+		if within(b.Path, up) {
+			return errs.New(errs.Usage, "branch %s lies inside the writable branch %s", b.Path, up)
+		}
+	}
+	return nil
+}
+
+// hideOwn notes, for every lower, which of our own directories lie in it.
+func (s *Stack) hideOwn(cfg Config) {
+	var own []string
+	if s.upper != nil {
+		own = append(own, s.upper.Path)
+		if cfg.WorkDir != "" {
+			own = append(own, realDir(cfg.WorkDir))
+		}
+	}
+	own = append(own, cfg.Exclude...)
+	mnt := ""
+	if cfg.Mountpoint != "" {
+		mnt = realDir(cfg.Mountpoint)
+	}
+	for _, b := range s.branches {
+		if b == s.upper {
+			continue
+		}
+		for _, dir := range own {
+			if dir == b.Path || !within(dir, b.Path) {
+				continue
+			}
+			var st unix.Stat_t
+			if unix.Stat(dir, &st) == nil {
+				b.hidden = append(b.hidden, inode{st.Dev, st.Ino})
+			}
+		}
+		if mnt != "" && mnt != b.Path && within(mnt, b.Path) {
+			b.mountRel = strings.TrimPrefix(strings.TrimPrefix(mnt, b.Path), "/")
+			b.statFlags = sys.DontSync
+		}
+	}
+}

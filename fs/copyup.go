@@ -1,0 +1,387 @@
+package fs
+
+import (
+	"math"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/layerfs/layerfs/branches"
+	"github.com/layerfs/layerfs/internal/sys"
+	"github.com/layerfs/layerfs/whiteout"
+)
+
+// allData copies a file whole.
+const allData = int64(math.MaxInt64)
+
+// sizeHint is how much of a file is worth copying before a truncation.
+func sizeHint(size uint64, truncate bool) int64 {
+	if truncate && size < math.MaxInt64 {
+		return int64(size)
+	}
+	return allData
+}
+
+// copyUp makes n exist in the upper, with the first limit bytes of its data.
+// It is built in the work directory and renamed into place, so that a crash
+// leaves the old file or the whole new one. Preconditions: no dir.mu and no
+// node.mu is held.
+func (f *FS) copyUp(n *node, limit int64) error {
+	if f.opts.ReadOnly {
+		return unix.EROFS
+	}
+	if n.inUpper() {
+		return nil
+	}
+	n.copyMu.Lock()
+	defer n.copyMu.Unlock()
+	if n.inUpper() {
+		return nil
+	}
+	f.counters.copyUps.Add(1)
+	if n.isDir() {
+		return f.copyUpDir(n)
+	}
+	return f.copyUpFile(n, limit)
+}
+
+// copyUpFile copies a file, symbolic link or special file.
+// Preconditions: n.copyMu is held and n is not in the upper.
+func (f *FS) copyUpFile(n *node, limit int64) error {
+	low, err := acquire(n.low.dir, n.low.part, n.low.name)
+	if err != nil {
+		return err
+	}
+	defer low.release()
+	st, err := sys.StatAt(low.fd, low.name, 0)
+	if err != nil {
+		return err
+	}
+	f.applyOverride(n.low.part.Branch, low.fd, low.name, &st)
+	tmp := f.work.Name()
+	back, err := f.copyBody(n, low, tmp, &st, limit)
+	if err == nil {
+		f.indexCopy(n, low, tmp, &st)
+		err = f.placeCopy(n, tmp, back)
+	}
+	if err != nil {
+		if back != nil {
+			back.release()
+		}
+		f.work.Discard(tmp)
+		return err
+	}
+	return nil
+}
+
+// copyBody makes the copy of n under the temporary name tmp, complete in data
+// and attributes; st is what n has in the lower, overrides applied. For a
+// regular file the open copy is returned.
+func (f *FS) copyBody(n *node, low location, tmp string, st *sys.Stat, limit int64) (*backing, error) {
+	var back *backing
+	var err error
+	switch st.Type() {
+	case unix.S_IFREG:
+		back, err = f.copyContent(n, low, tmp, st, limit)
+	case unix.S_IFLNK:
+		var target []byte
+		if target, err = sys.Readlink(low.fd, low.name); err == nil {
+			err = sys.Symlink(string(target), f.work.Tmp, tmp)
+		}
+	default:
+		err = f.makeSpecial(f.work.Tmp, tmp, st.Mode, st.Rdev)
+	}
+	if err != nil {
+		return back, err
+	}
+	if err := f.copyAttributes(low, location{f.work.Tmp, tmp, noRelease}, st); err != nil {
+		return back, err
+	}
+	f.setOrigin(f.work.Tmp, tmp, n.ino)
+	return back, f.syncCopy(back)
+}
+
+func (f *FS) copyContent(n *node, low location, tmp string, st *sys.Stat, limit int64) (*backing, error) {
+	src, err := sys.OpenIn(low.fd, low.name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOATIME, 0)
+	if err == unix.EPERM { // not our file: O_NOATIME is for owners
+		src, err = sys.OpenIn(low.fd, low.name, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	}
+	if err == unix.EXDEV { // a file that something is mounted on shows as an empty one
+		src, err = -1, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if src >= 0 {
+		defer sys.Close(src)
+	}
+	dst, err := sys.OpenIn(f.work.Tmp, tmp, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0600)
+	if err != nil {
+		return nil, err
+	}
+	back := newBacking(dst, true)
+	if src < 0 {
+		return back, nil
+	}
+	size := min(limit, int64(st.Size))
+	f.counters.copiedBytes.Add(size)
+	return back, sys.CopyData(dst, src, size)
+}
+
+// copyAttributes gives the copy at to what st and the extended attributes of
+// the file at from say: owner, attributes, mode, and last the times.
+func (f *FS) copyAttributes(from, to location, st *sys.Stat) error {
+	mode := st.Mode & 07777
+	if f.opts.XattrPermissions != 0 {
+		if err := f.setOverride(to.fd, to.name, st); err != nil {
+			return err
+		}
+	} else if err := sys.ChownAt(to.fd, to.name, st.UID, st.GID); err != nil {
+		if err != unix.EPERM && err != unix.EINVAL {
+			return err
+		}
+		// A user cannot give files away, nor to an owner that his namespace
+		// does not know: the copy is his, and loses what its owner lent.
+		if st.UID != f.euid || st.GID != f.egid {
+			mode &^= unix.S_ISUID | unix.S_ISGID
+		}
+	}
+	if err := f.copyXattrs(from, to); err != nil {
+		return err
+	}
+	if st.Type() != unix.S_IFLNK && f.opts.XattrPermissions == 0 {
+		if err := sys.ChmodAt(to.fd, to.name, mode); err != nil {
+			return err
+		}
+	}
+	return sys.UtimesAt(to.fd, to.name, sys.Timespec(st.Atime), sys.Timespec(st.Mtime))
+}
+
+// copyXattrs copies the extended attributes, ACLs and capabilities included,
+// by value. What the user may not set is left out, as cp -a does; other
+// errors end the copy-up.
+func (f *FS) copyXattrs(from, to location) error {
+	attrs, err := sys.ListXattr(from.fd, from.name)
+	if err == unix.EOPNOTSUPP || err == unix.EXDEV {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, a := range attrs {
+		if whiteout.ReservedXattr(a) || a == "security.evm" {
+			continue
+		}
+		v, err := sys.GetXattr(from.fd, from.name, a)
+		if err == nil {
+			err = sys.SetXattr(to.fd, to.name, a, v, 0)
+		}
+		switch err {
+		case nil, unix.EPERM, unix.EACCES, unix.EOPNOTSUPP, unix.ENODATA:
+		default:
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *FS) syncCopy(back *backing) error {
+	if back == nil {
+		return nil
+	}
+	switch f.opts.Sync {
+	case SyncAuto:
+		return sys.Fdatasync(back.fd)
+	case SyncStrict:
+		return sys.Fsync(back.fd)
+	}
+	return nil
+}
+
+// placeCopy moves the finished copy tmp to n's name and makes it n's file. A
+// file that has lost its name meanwhile lives on without one.
+func (f *FS) placeCopy(n *node, tmp string, back *backing) error {
+	for {
+		n.mu.Lock()
+		var p place
+		if len(n.names) > 0 {
+			p = n.names[0]
+		}
+		n.mu.Unlock()
+		if p.dir == nil {
+			return f.adoptNameless(n, tmp, back)
+		}
+		if err := f.copyUp(p.dir, allData); err != nil {
+			return err
+		}
+		done, err := f.placeCopyAt(n, p, tmp, back)
+		if done || err != nil {
+			return err
+		}
+	}
+}
+
+// placeCopyAt is placeCopy for one name; done is false when n has no longer
+// that name.
+func (f *FS) placeCopyAt(n *node, p place, tmp string, back *backing) (done bool, err error) {
+	p.dir.dir.mu.Lock()
+	defer p.dir.dir.mu.Unlock()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	at := -1
+	for i, q := range n.names {
+		if q.dir == p.dir && q.name == p.name {
+			at = i
+		}
+	}
+	if at < 0 {
+		return false, nil
+	}
+	to, err := acquire(p.dir.dir.tree, p.dir.dir.tree.Upper(), p.name)
+	if err != nil {
+		return false, err
+	}
+	defer to.release()
+	err = f.keepTimes(to.fd, func() error {
+		return sys.Rename(f.work.Tmp, tmp, to.fd, p.name, sys.RenameNoReplace)
+	})
+	if err != nil {
+		return false, err
+	}
+	if f.opts.Sync == SyncStrict {
+		if err := sys.SyncDir(to.fd); err != nil {
+			return false, err
+		}
+	}
+	n.names[at].upper = true
+	return true, f.adoptLocked(n, to.fd, p.name, back)
+}
+
+// adoptLocked makes the file name of dirfd, open as back when it is a
+// regular one, n's file in the upper. Preconditions: n.mu is held.
+func (f *FS) adoptLocked(n *node, dirfd int, name string, back *backing) error {
+	st, err := sys.StatAt(dirfd, name, 0)
+	if err != nil {
+		return err
+	}
+	f.table.alias(n, f.identity(f.stack.Upper(), &st))
+	n.upper = true
+	f.swapBackLocked(n, back)
+	return nil
+}
+
+// adoptNameless keeps a copy whose file has no name any more, for those who
+// have it open.
+func (f *FS) adoptNameless(n *node, tmp string, back *backing) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if back == nil {
+		return unix.ESTALE
+	}
+	if err := sys.Unlink(f.work.Tmp, tmp); err != nil {
+		return err
+	}
+	n.upper = true
+	f.swapBackLocked(n, back)
+	return nil
+}
+
+// swapBackLocked replaces the open file of n, so that handles opened before
+// the copy-up go on in the copy. Preconditions: n.mu is held.
+func (f *FS) swapBackLocked(n *node, back *backing) {
+	old := n.back
+	n.back = nil
+	switch {
+	case back == nil:
+	case n.opens > 0 || len(n.names) == 0:
+		n.back = back
+	default:
+		back.release()
+	}
+	if old != nil {
+		old.release()
+	}
+}
+
+// keepTimes runs fn, which changes the names in the upper directory fd in a
+// way that the union does not show, and gives the directory its times back.
+func (f *FS) keepTimes(fd int, fn func() error) error {
+	st, err := sys.FStat(fd)
+	if err != nil {
+		return err
+	}
+	if err := fn(); err != nil {
+		return err
+	}
+	return sys.UtimesAt(fd, "", sys.Timespec(st.Atime), sys.Timespec(st.Mtime))
+}
+
+// copyUpDir makes the directory n in the upper. Its content stays below.
+// Preconditions: n.copyMu is held and n is not in the upper.
+func (f *FS) copyUpDir(n *node) error {
+	n.mu.Lock()
+	p := n.names[0]
+	n.mu.Unlock()
+	if err := f.copyUp(p.dir, allData); err != nil {
+		return err
+	}
+	tmp := f.work.Name()
+	if err := f.copyDirBody(n, tmp); err != nil {
+		f.work.Discard(tmp)
+		return err
+	}
+	p.dir.dir.mu.Lock()
+	defer p.dir.dir.mu.Unlock()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.names) == 0 {
+		f.work.Discard(tmp)
+		return unix.ENOENT
+	}
+	to, err := acquire(p.dir.dir.tree, p.dir.dir.tree.Upper(), p.name)
+	if err != nil {
+		return err
+	}
+	defer to.release()
+	err = f.keepTimes(to.fd, func() error {
+		return sys.Rename(f.work.Tmp, tmp, to.fd, p.name, sys.RenameNoReplace)
+	})
+	if err != nil {
+		f.work.Discard(tmp)
+		return err
+	}
+	if f.opts.Sync == SyncStrict {
+		if err := sys.SyncDir(to.fd); err != nil {
+			return err
+		}
+	}
+	n.upper = true
+	n.names[0].upper = true
+	n.dir.tree.AddUpper()
+	return nil
+}
+
+func (f *FS) copyDirBody(n *node, tmp string) error {
+	if err := sys.Mkdir(f.work.Tmp, tmp, 0700); err != nil {
+		return err
+	}
+	to := location{f.work.Tmp, tmp, noRelease}
+	n.mu.Lock()
+	st, err := f.statLocked(n)
+	n.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if n.fixed != nil {
+		return f.copyAttributes(to, to, &st)
+	}
+	from, err := f.topOf(n.dir.tree)
+	if err != nil {
+		return err
+	}
+	defer from.release()
+	return f.copyAttributes(from, to, &st)
+}
+
+func (f *FS) topOf(d *branches.Dir) (location, error) {
+	return acquire(d, d.Parts()[0], "")
+}

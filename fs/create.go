@@ -1,0 +1,490 @@
+package fs
+
+import (
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/layerfs/layerfs/internal/sys"
+	"github.com/layerfs/layerfs/whiteout"
+)
+
+const (
+	aclDefault = "system.posix_acl_default"
+
+	aclUnknown = 0
+	aclNone    = 1
+	aclSome    = 2
+)
+
+// newcomer is a name about to be made.
+type newcomer struct {
+	parent *node
+	name   string
+	uid    uint32 // as the mount shows them
+	gid    uint32
+	mode   uint32 // type and permissions, the umask not applied yet
+	umask  uint32
+	// make makes the object at (dirfd, name) with the given permissions.
+	make func(dirfd int, name string, mode uint32) error
+	own  bool // the object exists already (a link): leave owner and mode alone
+}
+
+// checkNew refuses names that users must not make.
+func (f *FS) checkNew(name string) error {
+	switch {
+	case f.opts.ReadOnly:
+		return unix.EROFS
+	case whiteout.Reserved(name):
+		return unix.EPERM
+	case len(name) > f.format.MaxName(unix.NAME_MAX):
+		return unix.ENAMETOOLONG
+	}
+	return nil
+}
+
+// put makes the newcomer in the upper and calls done, if it is not nil, with
+// the descriptor of its directory, all under the directory's lock.
+func (f *FS) put(c *newcomer, done func(dirfd int) error) error {
+	if err := f.checkNew(c.name); err != nil {
+		return err
+	}
+	if err := f.copyUp(c.parent, allData); err != nil {
+		return err
+	}
+	d := c.parent.dir
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.dead {
+		return unix.ENOENT
+	}
+	to, err := acquire(d.tree, d.tree.Upper(), "")
+	if err != nil {
+		return err
+	}
+	defer to.release()
+	if err := f.putLocked(c, to.fd); err != nil {
+		return err
+	}
+	if done == nil {
+		return nil
+	}
+	return done(to.fd)
+}
+
+// putLocked makes the object where one call can do it completely, else in the
+// work directory, from where it is renamed to its place.
+// Preconditions: c.parent.dir.mu is held for writing; dirfd is its upper part.
+func (f *FS) putLocked(c *newcomer, dirfd int) error {
+	isDir := c.mode&unix.S_IFMT == unix.S_IFDIR
+	beside := c.parent.dir.tree.MayHaveMarks() && len(c.name)+len(whiteout.Prefix) <= unix.NAME_MAX &&
+		whiteout.HasAUFS(dirfd, c.name)
+	owner, err := f.ownerOf(c, dirfd)
+	if err != nil {
+		return err
+	}
+	if owner.native && !(isDir && beside) {
+		err := c.make(dirfd, c.name, owner.mode)
+		if err == nil && beside {
+			err = sys.Unlink(dirfd, whiteout.Prefix+c.name)
+		}
+		if err != unix.EEXIST {
+			return err
+		}
+	}
+	over, err := f.overWhiteout(c, dirfd)
+	if err != nil {
+		return err
+	}
+	tmp, from, err := f.stage(c, owner, dirfd)
+	if err != nil {
+		return err
+	}
+	defer from.release()
+	if isDir && (over || beside) {
+		err = f.format.SetOpaque(from.fd, tmp)
+	}
+	if err == nil {
+		err = f.install(from.fd, tmp, dirfd, c.name, isDir, over)
+	}
+	if err != nil {
+		_ = sys.RemoveAll(from.fd, tmp)
+		return err
+	}
+	if beside {
+		return sys.Unlink(dirfd, whiteout.Prefix+c.name)
+	}
+	return nil
+}
+
+// overWhiteout reports whether a whiteout lies at the very name; anything
+// else there is EEXIST.
+func (f *FS) overWhiteout(c *newcomer, dirfd int) (bool, error) {
+	st, err := sys.StatAt(dirfd, c.name, 0)
+	if err == unix.ENOENT {
+		return false, nil
+	}
+	if err == nil && !whiteout.IsFile(dirfd, c.name, &st, true) {
+		err = unix.EEXIST
+	}
+	return err == nil, err
+}
+
+// install moves a finished temporary to its name.
+func (f *FS) install(from int, tmp string, dirfd int, name string, isDir, over bool) error {
+	switch {
+	case over && isDir:
+		// A directory cannot replace a whiteout; it changes places with it (ovl_create_over_whiteout).
+		if err := sys.Rename(from, tmp, dirfd, name, sys.RenameExchange); err != nil {
+			return err
+		}
+		_ = sys.Unlink(from, tmp)
+		return nil
+	case over:
+		return sys.Rename(from, tmp, dirfd, name, 0)
+	}
+	return sys.Rename(from, tmp, dirfd, name, sys.RenameNoReplace)
+}
+
+// owner is what a new object must be given.
+type owner struct {
+	uid, gid uint32 // on disk
+	mode     uint32 // permissions
+	native   bool   // creating it in its directory does all that by itself
+	acl      bool   // the directory has a default ACL
+}
+
+// ownerOf decides about owner and permissions of a newcomer, as the kernel
+// does in inode_init_owner and posix_acl_create.
+func (f *FS) ownerOf(c *newcomer, dirfd int) (owner, error) {
+	if c.own {
+		return owner{native: true}, nil
+	}
+	o := owner{mode: c.mode & 07777, acl: f.hasDefaultACL(c.parent, dirfd)}
+	if !o.acl {
+		o.mode &^= c.umask
+	}
+	var ok1, ok2 bool
+	o.uid, ok1 = f.storedUID(c.uid)
+	o.gid, ok2 = f.storedGID(c.gid)
+	if !ok1 || !ok2 {
+		return o, unix.EOVERFLOW
+	}
+	if f.opts.XattrPermissions != 0 {
+		return o, nil
+	}
+	if o.uid == f.euid && o.gid == f.egid {
+		o.native = true // and the directory's set-group-id bit acts by itself
+		return o, nil
+	}
+	st, err := sys.FStat(dirfd)
+	if err != nil {
+		return o, err
+	}
+	if st.Mode&unix.S_ISGID != 0 {
+		o.gid = st.GID
+		if c.mode&unix.S_IFMT == unix.S_IFDIR {
+			o.mode |= unix.S_ISGID
+		}
+	}
+	return o, nil
+}
+
+func (f *FS) hasDefaultACL(parent *node, dirfd int) bool {
+	if f.opts.NoACL || f.opts.NoXattrs {
+		return false
+	}
+	d := parent.dir
+	if d.acl == aclUnknown {
+		d.acl = aclNone
+		if n, err := sys.GetXattrInto(dirfd, "", aclDefault, nil); err == nil && n > 0 {
+			d.acl = aclSome
+		}
+	}
+	return d.acl == aclSome
+}
+
+// stage makes the object under a temporary name and gives it its owner.
+func (f *FS) stage(c *newcomer, o owner, dirfd int) (tmp string, from location, err error) {
+	tmp = f.work.Name()
+	from = location{f.work.Tmp, "", noRelease}
+	if o.acl {
+		if from, err = f.aclStage(dirfd); err != nil {
+			return "", from, err
+		}
+	}
+	err = c.make(from.fd, tmp, o.mode)
+	if err == nil && !c.own && !o.native {
+		err = f.giveAway(from.fd, tmp, c, o)
+	}
+	if err != nil {
+		_ = sys.RemoveAll(from.fd, tmp)
+		from.release()
+	}
+	return tmp, from, err
+}
+
+// aclStage makes a temporary directory with the default ACL of dirfd, so that
+// what is made inside inherits it as it would in dirfd.
+func (f *FS) aclStage(dirfd int) (location, error) {
+	name := f.work.Name()
+	if err := sys.Mkdir(f.work.Tmp, name, 0700); err != nil {
+		return location{}, err
+	}
+	acl, err := sys.GetXattr(dirfd, "", aclDefault)
+	if err == nil {
+		err = sys.SetXattr(f.work.Tmp, name, aclDefault, acl, 0)
+	}
+	var fd int
+	if err == nil {
+		fd, err = sys.OpenDir(f.work.Tmp, name)
+	}
+	if err != nil {
+		f.work.Discard(name)
+		return location{}, err
+	}
+	return location{fd, "", func() { sys.Close(fd); f.work.Discard(name) }}, nil
+}
+
+func (f *FS) giveAway(dirfd int, name string, c *newcomer, o owner) error {
+	if f.opts.XattrPermissions != 0 {
+		st, err := sys.StatAt(dirfd, name, 0)
+		if err != nil {
+			return err
+		}
+		st.UID, st.GID, st.Mode = o.uid, o.gid, c.mode&unix.S_IFMT|o.mode
+		return f.setOverride(dirfd, name, &st)
+	}
+	err := sys.ChownAt(dirfd, name, o.uid, o.gid)
+	if err == unix.EPERM || err == unix.EINVAL {
+		err = nil // not ours to give: it stays the daemon's, as fuse-overlayfs has it when squashed
+	}
+	if err == nil && o.mode&(unix.S_ISUID|unix.S_ISGID) != 0 && c.mode&unix.S_IFMT != unix.S_IFLNK {
+		err = sys.ChmodAt(dirfd, name, o.mode) // chown has cleared them
+	}
+	return err
+}
+
+// made returns the node of an object that was just made at name in dirfd.
+// Preconditions: parent.dir.mu is held for writing.
+func (f *FS) made(parent *node, name string, dirfd int) (*node, sys.Stat, error) {
+	st, err := sys.StatAt(dirfd, name, 0)
+	if err != nil {
+		return nil, st, err
+	}
+	f.applyOverride(f.stack.Upper(), dirfd, name, &st)
+	key := f.identity(f.stack.Upper(), &st)
+	n := &node{ino: key, typ: st.Type(), upper: true, names: []place{{parent, name, true}}}
+	if st.IsDir() {
+		n.dir = &dirNode{tree: f.stack.NewDir(parent.dir.tree, name)}
+	}
+	f.table.addKid(parent, 1)
+	return f.table.insert(n, key, true), st, nil
+}
+
+// makeNew is put followed by made and the answer.
+func (f *FS) makeNew(c *newcomer, out *fuse.EntryOut, and func(n *node)) fuse.Status {
+	err := f.put(c, func(dirfd int) error {
+		n, st, err := f.made(c.parent, c.name, dirfd)
+		if err != nil {
+			return err
+		}
+		if and != nil {
+			and(n)
+		}
+		f.entry(n, &st, out)
+		return nil
+	})
+	return status(err)
+}
+
+func (f *FS) newcomerIn(in *fuse.InHeader, name string, mode, umask uint32) (*newcomer, fuse.Status) {
+	parent, code := f.node(in.NodeId)
+	if !code.Ok() {
+		return nil, code
+	}
+	if !parent.isDir() {
+		return nil, fuse.Status(unix.ENOTDIR)
+	}
+	return &newcomer{parent: parent, name: name, uid: in.Uid, gid: in.Gid, mode: mode, umask: umask}, fuse.OK
+}
+
+// Mkdir implements fuse.RawFileSystem.
+func (f *FS) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
+	c, code := f.newcomerIn(&in.InHeader, name, in.Mode&07777|unix.S_IFDIR, in.Umask)
+	if !code.Ok() {
+		return code
+	}
+	c.make = sys.Mkdir
+	return f.makeNew(c, out, nil)
+}
+
+// Symlink implements fuse.RawFileSystem.
+func (f *FS) Symlink(_ <-chan struct{}, in *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
+	c, code := f.newcomerIn(in, name, unix.S_IFLNK|0777, 0)
+	if !code.Ok() {
+		return code
+	}
+	c.make = func(dirfd int, name string, _ uint32) error { return sys.Symlink(target, dirfd, name) }
+	return f.makeNew(c, out, nil)
+}
+
+// Mknod implements fuse.RawFileSystem. A device 0:0 would be a whiteout.
+func (f *FS) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
+	if in.Mode&unix.S_IFMT == unix.S_IFCHR && in.Rdev == 0 {
+		return fuse.EPERM
+	}
+	c, code := f.newcomerIn(&in.InHeader, name, in.Mode, in.Umask)
+	if !code.Ok() {
+		return code
+	}
+	c.make = func(dirfd int, name string, mode uint32) error {
+		return f.makeSpecial(dirfd, name, in.Mode&unix.S_IFMT|mode, in.Rdev)
+	}
+	return f.makeNew(c, out, nil)
+}
+
+// makeSpecial makes a node that is not a directory or link. With overrides a
+// device is an ordinary file on disk.
+func (f *FS) makeSpecial(dirfd int, name string, mode, rdev uint32) error {
+	switch mode & unix.S_IFMT {
+	case unix.S_IFBLK, unix.S_IFCHR:
+		if f.opts.XattrPermissions != 0 {
+			return sys.Mknod(dirfd, name, unix.S_IFREG|0600, 0)
+		}
+	}
+	return sys.Mknod(dirfd, name, mode, rdev)
+}
+
+// Create implements fuse.RawFileSystem.
+func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	c, code := f.newcomerIn(&in.InHeader, name, in.Mode&07777|unix.S_IFREG, in.Umask)
+	if !code.Ok() {
+		return code
+	}
+	fd := -1
+	c.make = func(dirfd int, name string, mode uint32) (err error) {
+		fd, err = sys.OpenIn(dirfd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, mode)
+		return err
+	}
+	code = f.makeNew(c, &out.EntryOut, func(n *node) {
+		n.mu.Lock()
+		n.back, n.opens = newBacking(fd, true), 1
+		n.mu.Unlock()
+	})
+	if !code.Ok() {
+		if fd >= 0 {
+			sys.Close(fd)
+		}
+		return code
+	}
+	f.counters.opens.Add(1)
+	out.OpenFlags = f.openFlags(in.Flags)
+	return fuse.OK
+}
+
+// Tmpfile implements fuse.RawFileSystem: O_TMPFILE.
+func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+	c, code := f.newcomerIn(&in.InHeader, "", in.Mode&07777|unix.S_IFREG, in.Umask)
+	if !code.Ok() {
+		return code
+	}
+	if f.opts.ReadOnly {
+		return fuse.EROFS
+	}
+	if err := f.copyUp(c.parent, allData); err != nil {
+		return status(err)
+	}
+	c.parent.dir.mu.Lock()
+	defer c.parent.dir.mu.Unlock()
+	to, err := acquire(c.parent.dir.tree, c.parent.dir.tree.Upper(), "")
+	if err != nil {
+		return status(err)
+	}
+	defer to.release()
+	o, err := f.ownerOf(c, to.fd)
+	if err != nil {
+		return status(err)
+	}
+	fd, err := sys.OpenIn(to.fd, ".", unix.O_TMPFILE|unix.O_RDWR, o.mode)
+	if err != nil {
+		return status(err)
+	}
+	if !o.native {
+		err = f.giveAway(fd, "", c, o)
+	}
+	var st sys.Stat
+	if err == nil {
+		st, err = sys.FStat(fd)
+	}
+	if err != nil {
+		sys.Close(fd)
+		return status(err)
+	}
+	key := f.identity(f.stack.Upper(), &st)
+	n := f.table.insert(&node{ino: key, typ: unix.S_IFREG, upper: true, back: newBacking(fd, true), opens: 1}, key, true)
+	f.entry(n, &st, &out.EntryOut)
+	out.OpenFlags = f.openFlags(in.Flags)
+	return fuse.OK
+}
+
+// Link implements fuse.RawFileSystem.
+func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
+	c, code := f.newcomerIn(&in.InHeader, name, 0, 0)
+	if !code.Ok() {
+		return code
+	}
+	n, code := f.node(in.Oldnodeid)
+	if !code.Ok() {
+		return code
+	}
+	if err := f.checkNew(name); err != nil {
+		return status(err)
+	}
+	if err := f.copyUp(n, allData); err != nil {
+		return status(err)
+	}
+	c.own = true
+	c.make = func(dirfd int, name string, _ uint32) error { return f.linkLocked(n, dirfd, name) }
+	err := f.put(c, func(int) error {
+		n.mu.Lock()
+		f.addPlaceLocked(n, place{c.parent, name, true})
+		st, err := f.statLocked(n)
+		n.mu.Unlock()
+		if err != nil {
+			return err
+		}
+		f.table.alias(n, n.upperKey(f, &st)) // counts nothing; the key may have gone with a former last name
+		f.table.mu.Lock()
+		n.lookups++
+		f.table.mu.Unlock()
+		f.entry(n, &st, out)
+		return nil
+	})
+	return status(err)
+}
+
+func (n *node) upperKey(f *FS, st *sys.Stat) uint64 { return f.identity(f.stack.Upper(), st) }
+
+// linkLocked links n's file to name in dirfd.
+func (f *FS) linkLocked(n *node, dirfd int, name string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, p := range n.names {
+		if p.upper {
+			from, err := acquire(p.dir.dir.tree, p.dir.dir.tree.Upper(), p.name)
+			if err != nil {
+				return err
+			}
+			defer from.release()
+			return sys.Link(from.fd, from.name, dirfd, name)
+		}
+	}
+	if n.link != "" {
+		return sys.Link(f.links.fd, n.link, dirfd, name)
+	}
+	if n.back == nil {
+		return unix.ENOENT
+	}
+	return sys.LinkFd(n.back.fd, dirfd, name)
+}
+

@@ -1,0 +1,46 @@
+// Package fs presents a stack of branches as one POSIX tree over FUSE.
+//
+// # Concepts
+//
+// A node is one inode of the merged tree, known to the kernel by a node id
+// that is never reused. All names of an inode are one node, so that size,
+// link count and cached pages are one. A node's file lies in a lower branch
+// until the first change, which copies it up; from then on all its handles,
+// also those opened before, use the copy. Nodes live as long as the kernel
+// remembers them, or something in them.
+//
+// Identity: an inode of a branch is known by one number, made of the branch's
+// position from the bottom and the inode number there (FS.identity). It is
+// what stat shows. A merged directory has the identity of its topmost lower
+// part, a copied-up file keeps the number of the file that it was copied from.
+//
+// # Order on disk
+//
+// Whatever is visible is changed by one system call. A copy is built in the
+// work directory and renamed into place. A whiteout is there before, or at
+// the same instant as, the removal that it records, and goes after its
+// replacement is in place. A directory that replaces something is opaque
+// before it is renamed in, one that leaves its place has its redirect before.
+// So a SIGKILL leaves every name as it was before or as it is after.
+//
+// # What the kernel may cache
+//
+// Lowers do not change while mounted, and the upper changes through the mount
+// only: entries, attributes, absence, pages and directories are kept without
+// end (unless timeout=0). The daemon never changes a file's pages behind the
+// kernel, since a copy-up changes no byte; what it does change by itself (set-user-id
+// bits that a write clears) it announces before it answers.
+//
+// # Lock order, outermost first
+//
+//	FS.renameMu                 renames from one directory to another
+//	  node.copyMu               the whole copy-up of a node; descendant before ancestor
+//	    dirHandle.mu            one open directory
+//	      dirNode.mu            names in a directory; ancestor before descendant
+//	        node.mu             names, state and open file of a node; two in the order of their ids
+//	          branches' locks, table.mu, handles.mu     leaves
+//
+// renameMu and copyMu are never wanted by a holder of dirNode.mu or node.mu.
+// Only node.copyMu is held while data is copied, and nothing is held across
+// a notification of pages or entries.
+package fs

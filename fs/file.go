@@ -1,0 +1,372 @@
+package fs
+
+import (
+	"sync/atomic"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/layerfs/layerfs/internal/sys"
+)
+
+// backing is an open file in a branch. Every handle of a node uses the same
+// one, so that all of them see a copy-up.
+type backing struct {
+	fd       int  // immutable
+	writable bool // immutable
+	refs     atomic.Int32
+}
+
+func newBacking(fd int, writable bool) *backing {
+	b := &backing{fd: fd, writable: writable}
+	b.refs.Store(1)
+	return b
+}
+
+func (b *backing) release() {
+	if b.refs.Add(-1) == 0 {
+		sys.Close(b.fd)
+	}
+}
+
+// openFile returns the open file of n for one operation; release it after.
+// write asks for one in the upper: the caller has copied n up before.
+func (f *FS) openFile(n *node, write bool) (*backing, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return f.openFileLocked(n, write)
+}
+
+// Preconditions: n.mu is held.
+func (f *FS) openFileLocked(n *node, write bool) (*backing, error) {
+	if b := n.back; b != nil && (b.writable || !write) {
+		b.refs.Add(1)
+		return b, nil
+	}
+	b, err := f.openBackingLocked(n, write)
+	if err != nil {
+		return nil, err
+	}
+	if n.opens > 0 {
+		b.refs.Add(1)
+		if n.back != nil {
+			n.back.release()
+		}
+		n.back = b
+	}
+	return b, nil
+}
+
+// openBackingLocked opens n's file anew. Preconditions: n.mu is held.
+func (f *FS) openBackingLocked(n *node, write bool) (*backing, error) {
+	at, err := f.locateLocked(n)
+	if err != nil {
+		return nil, err
+	}
+	defer at.release()
+	name := at.name
+	if name == "" {
+		// A file that has no name but is open already: only to be read.
+		fd, err := sys.Dup(at.fd)
+		return newBacking(fd, false), err
+	}
+	if !n.upper {
+		fd, err := sys.OpenIn(at.fd, name, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+		if err == unix.EXDEV { // something is mounted on the file: it shows as an empty one
+			fd, err = unix.MemfdCreate("layerfs", unix.MFD_CLOEXEC)
+		}
+		return newBacking(fd, false), err
+	}
+	fd, err := sys.OpenIn(at.fd, name, unix.O_RDWR|unix.O_NONBLOCK, 0)
+	if err == unix.EACCES || err == unix.EPERM || err == unix.EROFS {
+		// The daemon's user may not write this file of his. The kernel lets no
+		// one write it either, except those who had it open.
+		if !write {
+			fd, err = sys.OpenIn(at.fd, name, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+			return newBacking(fd, false), err
+		}
+		fd, err = f.openForced(at)
+	}
+	return newBacking(fd, true), err
+}
+
+// openForced opens for writing a file that its owner has made read-only,
+// which the daemon owns.
+func (f *FS) openForced(at location) (int, error) {
+	st, err := sys.StatAt(at.fd, at.name, 0)
+	if err != nil {
+		return -1, err
+	}
+	if st.UID != f.euid {
+		return -1, unix.EACCES
+	}
+	if err := sys.ChmodAt(at.fd, at.name, st.Mode&07777|0600); err != nil {
+		return -1, err
+	}
+	fd, err := sys.OpenIn(at.fd, at.name, unix.O_RDWR|unix.O_NONBLOCK, 0)
+	if cerr := sys.ChmodAt(at.fd, at.name, st.Mode&07777); err == nil && cerr != nil {
+		sys.Close(fd)
+		return -1, cerr
+	}
+	return fd, err
+}
+
+// pinLocked keeps n's file open because its last name is about to go.
+// Preconditions: n.mu is held.
+func (f *FS) pinLocked(n *node) {
+	if n.back != nil || n.typ != unix.S_IFREG {
+		return
+	}
+	if b, err := f.openBackingLocked(n, false); err == nil {
+		n.back = b
+	}
+}
+
+// Open implements fuse.RawFileSystem. Nothing is copied up before the first
+// change, as in AUFS.
+func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	n, code := f.node(in.NodeId)
+	if !code.Ok() {
+		return code
+	}
+	if in.Flags&unix.O_ACCMODE != unix.O_RDONLY || in.Flags&unix.O_TRUNC != 0 {
+		if f.opts.ReadOnly {
+			return fuse.EROFS
+		}
+	}
+	if in.Flags&unix.O_TRUNC != 0 {
+		if err := f.copyUp(n, 0); err != nil {
+			return status(err)
+		}
+	}
+	n.mu.Lock()
+	n.opens++
+	b, err := f.openFileLocked(n, false)
+	n.mu.Unlock()
+	if err == nil {
+		b.release()
+		if in.Flags&unix.O_TRUNC != 0 {
+			err = f.truncate(n, 0, in.Mode&fuse.OPEN_KILL_SUIDGID != 0)
+		}
+	}
+	if err != nil {
+		f.closed(n)
+		return status(err)
+	}
+	f.counters.opens.Add(1)
+	out.OpenFlags = f.openFlags(in.Flags)
+	return fuse.OK
+}
+
+// openFlags says what the kernel may do with a file's pages.
+func (f *FS) openFlags(flags uint32) uint32 {
+	var out uint32
+	if f.opts.Timeout > 0 {
+		out |= fuse.FOPEN_KEEP_CACHE
+	}
+	return out | fuse.FOPEN_NOFLUSH
+}
+
+// closed ends one handle of n.
+func (f *FS) closed(n *node) {
+	n.mu.Lock()
+	n.opens--
+	var b *backing
+	if n.opens == 0 {
+		b, n.back = n.back, nil
+	}
+	n.mu.Unlock()
+	if b != nil {
+		b.release()
+	}
+}
+
+// Release implements fuse.RawFileSystem.
+func (f *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
+	if n := f.table.get(in.NodeId); n != nil {
+		f.closed(n)
+	}
+}
+
+// readResult reads straight into the reply.
+type readResult struct {
+	back *backing
+	off  int64
+	size int
+}
+
+func (r *readResult) Size() int { return r.size }
+func (r *readResult) Done()     { r.back.release() }
+
+// Bytes implements fuse.ReadResult.
+func (r *readResult) Bytes(buf []byte) ([]byte, fuse.Status) {
+	n, err := sys.PRead(r.back.fd, buf[:min(r.size, len(buf))], r.off)
+	return buf[:n], status(err)
+}
+
+// Readv is what go-fuse's protocol server prefers to Bytes.
+func (r *readResult) Readv(dst [][]byte) (int, fuse.Status) {
+	n, err := sys.PReadV(r.back.fd, dst, r.off)
+	return n, status(err)
+}
+
+// Read implements fuse.RawFileSystem.
+func (f *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	n, code := f.node(in.NodeId)
+	if !code.Ok() {
+		return nil, code
+	}
+	b, err := f.openFile(n, false)
+	if err != nil {
+		return nil, status(err)
+	}
+	return &readResult{b, int64(in.Offset), len(buf)}, fuse.OK
+}
+
+// writable copies n up and returns its open file.
+func (f *FS) writable(id uint64) (*node, *backing, fuse.Status) {
+	n, code := f.node(id)
+	if !code.Ok() {
+		return nil, nil, code
+	}
+	if err := f.copyUp(n, allData); err != nil {
+		return nil, nil, status(err)
+	}
+	b, err := f.openFile(n, true)
+	return n, b, status(err)
+}
+
+// Write implements fuse.RawFileSystem.
+func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	n, b, code := f.writable(in.NodeId)
+	if !code.Ok() {
+		return 0, code
+	}
+	defer b.release()
+	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
+		if err := f.killSuid(n, b); err != nil {
+			return 0, status(err)
+		}
+	}
+	done := 0
+	for done < len(data) {
+		w, err := sys.PWrite(b.fd, data[done:], int64(in.Offset)+int64(done))
+		if err != nil {
+			if done > 0 {
+				break // a short write; the caller sees the error when it goes on
+			}
+			return 0, status(err)
+		}
+		done += w
+	}
+	return uint32(done), fuse.OK
+}
+
+// killSuid clears set-user-id, and set-group-id of an executable, as
+// FUSE_HANDLE_KILLPRIV_V2 asks of us; file capabilities go with the write itself.
+func (f *FS) killSuid(n *node, b *backing) error {
+	st, err := sys.FStat(b.fd)
+	if err != nil {
+		return err
+	}
+	f.applyOverride(f.stack.Upper(), b.fd, "", &st)
+	kill := st.Mode & unix.S_ISUID
+	if st.Mode&unix.S_IXGRP != 0 {
+		kill |= st.Mode & unix.S_ISGID
+	}
+	if kill == 0 {
+		return nil
+	}
+	if err := f.chmod(location{b.fd, "", noRelease}, st.Mode&07777&^kill); err != nil {
+		return err
+	}
+	f.inval(n, -1) // the kernel would go by the old mode until the next stat
+	return nil
+}
+
+// truncate sets the length of n, which is in the upper.
+func (f *FS) truncate(n *node, size int64, kill bool) error {
+	b, err := f.openFile(n, true)
+	if err != nil {
+		return err
+	}
+	defer b.release()
+	if kill {
+		if err := f.killSuid(n, b); err != nil {
+			return err
+		}
+	}
+	return sys.Ftruncate(b.fd, size)
+}
+
+// Flush implements fuse.RawFileSystem: writes have gone to the branch, there
+// is nothing left to report, and the kernel need not ask again.
+func (f *FS) Flush(_ <-chan struct{}, _ *fuse.FlushIn) fuse.Status { return fuse.ENOSYS }
+
+// Fsync implements fuse.RawFileSystem.
+func (f *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	n, code := f.node(in.NodeId)
+	if !code.Ok() {
+		return code
+	}
+	if f.opts.Sync == SyncVolatile || !n.inUpper() {
+		return fuse.OK
+	}
+	b, err := f.openFile(n, false)
+	if err != nil {
+		return status(err)
+	}
+	defer b.release()
+	const dataOnly = 1 // FUSE_FSYNC_FDATASYNC
+	if in.FsyncFlags&dataOnly != 0 {
+		return status(sys.Fdatasync(b.fd))
+	}
+	return status(sys.Fsync(b.fd))
+}
+
+// Fallocate implements fuse.RawFileSystem.
+func (f *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	_, b, code := f.writable(in.NodeId)
+	if !code.Ok() {
+		return code
+	}
+	defer b.release()
+	return status(sys.Fallocate(b.fd, in.Mode, int64(in.Offset), int64(in.Length)))
+}
+
+// Lseek implements fuse.RawFileSystem: SEEK_DATA and SEEK_HOLE.
+func (f *FS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	n, code := f.node(in.NodeId)
+	if !code.Ok() {
+		return code
+	}
+	b, err := f.openFile(n, false)
+	if err != nil {
+		return status(err)
+	}
+	defer b.release()
+	off, err := sys.Seek(b.fd, int64(in.Offset), int(in.Whence))
+	out.Offset = uint64(off)
+	return status(err)
+}
+
+// CopyFileRange implements fuse.RawFileSystem. The kernel has written back
+// both files before, and drops the pages of the target after.
+func (f *FS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
+	src, code := f.node(in.NodeId)
+	if !code.Ok() {
+		return 0, code
+	}
+	_, dst, code := f.writable(in.NodeIdOut)
+	if !code.Ok() {
+		return 0, code
+	}
+	defer dst.release()
+	from, err := f.openFile(src, false)
+	if err != nil {
+		return 0, status(err)
+	}
+	defer from.release()
+	n, err := sys.CopyFileRange(from.fd, int64(in.OffIn), dst.fd, int64(in.OffOut), int(min(in.Len, 1<<30)))
+	return uint32(n), status(err)
+}

@@ -1,0 +1,190 @@
+package fs
+
+import (
+	"log"
+	"os"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/layerfs/layerfs/branches"
+	"github.com/layerfs/layerfs/internal/sys"
+	"github.com/layerfs/layerfs/whiteout"
+)
+
+const rootID = fuse.FUSE_ROOT_ID
+
+// Notifier tells the kernel to drop what it has cached.
+type Notifier interface {
+	InvalInode(node uint64, off, length int64) error // off < 0: attributes only
+	InvalEntry(parent uint64, name string) error
+}
+
+// FS presents a stack of branches as one POSIX tree. It implements
+// fuse.RawFileSystem.
+type FS struct {
+	fuse.RawFileSystem // answers ENOSYS to what is not implemented here
+
+	opts   Options         // immutable
+	stack  *branches.Stack // immutable
+	format whiteout.Format // immutable
+	work   *branches.Work  // immutable; nil for a read-only mount
+	euid   uint32          // whom files that the daemon makes belong to. Immutable.
+	egid   uint32
+
+	table   *table
+	handles handles
+	links   *linkIndex
+	notify  atomic.Pointer[Notifier]
+
+	// renameMu is held by renames from one directory to another, so that the
+	// ancestry of the two does not change under them (s_vfs_rename_mutex).
+	renameMu sync.Mutex
+
+	counters counters
+	started  time.Time
+}
+
+// New returns a file system over stack, which it owns from now on.
+func New(stack *branches.Stack, opts Options) (*FS, error) {
+	if opts.Log == nil {
+		opts.Log = log.Default()
+	}
+	f := &FS{
+		RawFileSystem: fuse.NewDefaultRawFileSystem(),
+		opts:          opts,
+		stack:         stack,
+		format:        stack.Format(),
+		work:          stack.Work(),
+		euid:          uint32(os.Geteuid()),
+		egid:          uint32(os.Getegid()),
+		started:       time.Now(),
+	}
+	f.opts.ReadOnly = f.opts.ReadOnly || stack.Upper() == nil
+	f.table = newTable(f.gone)
+	links, err := openLinks(f)
+	if err != nil {
+		return nil, err
+	}
+	f.links = links
+	return f, f.addRoot()
+}
+
+func (f *FS) addRoot() error {
+	tree := f.stack.Root()
+	id := tree.Parts()[0].Branch
+	if lowers := tree.Lowers(); len(lowers) > 0 {
+		id = lowers[0].Branch
+	}
+	st, err := id.RootStat()
+	if err != nil {
+		return err
+	}
+	n := &node{
+		id: rootID, ino: f.identity(id, &st), typ: unix.S_IFDIR, lookups: 1,
+		dir: &dirNode{tree: tree}, upper: tree.Upper() != nil,
+	}
+	f.table.byID[rootID] = n
+	return nil
+}
+
+// SetNotifier gives f the way to the kernel's caches.
+func (f *FS) SetNotifier(n Notifier) { f.notify.Store(&n) }
+
+// inval tells the kernel that n's attributes, or with off >= 0 also its
+// pages, are out of date. With off < 0 it takes no page or inode lock in the
+// kernel and may be called from a handler.
+func (f *FS) inval(n *node, off int64) {
+	if p := f.notify.Load(); p != nil {
+		_ = (*p).InvalInode(n.id, off, 0) // nothing is cached if it fails
+	}
+}
+
+// FuseOptions returns what this file system wants negotiated with the kernel.
+func (f *FS) FuseOptions() *fuse.MountOptions {
+	o := &fuse.MountOptions{
+		Name:                     "layerfs",
+		MaxWrite:                 1 << 20,
+		MaxBackground:            64,
+		MaxReadAhead:             1 << 20,
+		EnableSymlinkCaching:     f.opts.Timeout > 0,
+		ExplicitDataCacheControl: f.opts.Timeout > 0,
+		EnableAcl:                !f.opts.NoACL && !f.opts.NoXattrs,
+		DisableXAttrs:            f.opts.NoXattrs,
+		Logger:                   f.opts.Log,
+		ExtraCapabilities:        fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_SETXATTR_EXT | fuse.CAP_ASYNC_DIO | fuse.CAP_ATOMIC_O_TRUNC,
+		PanicHandler: func(p any) fuse.Status {
+			f.opts.Log.Printf("panic in a handler: %v\n%s", p, debug.Stack())
+			return fuse.EIO
+		},
+	}
+	if o.EnableAcl {
+		// With ACLs the umask must not be applied where a default ACL is.
+		o.ExtraCapabilities |= fuse.CAP_DONT_MASK
+	}
+	return o
+}
+
+// String implements fuse.RawFileSystem.
+func (f *FS) String() string { return "layerfs" }
+
+// Init implements fuse.RawFileSystem.
+func (f *FS) Init(*fuse.Server) {}
+
+// Close gives everything back after the unmount and empties the work directory.
+func (f *FS) Close() error {
+	f.handles.closeAll()
+	f.links.close()
+	return f.stack.Close()
+}
+
+// gone is called for a node that nobody remembers any more.
+func (f *FS) gone(n *node) {
+	n.mu.Lock()
+	names := n.names
+	n.names = nil
+	back := n.back
+	n.back = nil
+	n.mu.Unlock()
+	if back != nil {
+		back.release()
+	}
+	if n.isDir() {
+		n.dir.tree.Close()
+	}
+	for _, p := range names {
+		f.table.addKid(p.dir, -1)
+	}
+}
+
+// Forget implements fuse.RawFileSystem.
+func (f *FS) Forget(id, count uint64) { f.table.forget(id, count) }
+
+// node returns the node of a request.
+func (f *FS) node(id uint64) (*node, fuse.Status) {
+	n := f.table.get(id)
+	if n == nil {
+		return nil, fuse.Status(unix.ESTALE)
+	}
+	return n, fuse.OK
+}
+
+// StatFs implements fuse.RawFileSystem: the file system of the topmost
+// branch (ovl_statfs), with the name length that can really be made.
+func (f *FS) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	st, err := sys.Statfs(f.stack.Branches()[0].Root)
+	if err != nil {
+		return status(err)
+	}
+	*out = fuse.StatfsOut{
+		Blocks: st.Blocks, Bfree: st.Bfree, Bavail: st.Bavail,
+		Files: st.Files, Ffree: st.Ffree,
+		Bsize: uint32(st.Bsize), Frsize: uint32(st.Frsize),
+		NameLen: uint32(f.format.MaxName(int(st.Namelen))),
+	}
+	return fuse.OK
+}

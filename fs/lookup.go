@@ -1,0 +1,208 @@
+package fs
+
+import (
+	"encoding/binary"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/layerfs/layerfs/branches"
+	"github.com/layerfs/layerfs/internal/sys"
+	"github.com/layerfs/layerfs/whiteout"
+)
+
+// Lookup implements fuse.RawFileSystem.
+func (f *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	parent, code := f.node(in.NodeId)
+	if !code.Ok() {
+		return code
+	}
+	if !parent.isDir() {
+		return fuse.Status(unix.ENOTDIR)
+	}
+	parent.dir.mu.RLock()
+	defer parent.dir.mu.RUnlock()
+	n, st, err := f.lookup(parent, name)
+	if err == unix.ENOENT && f.opts.Timeout > 0 {
+		// A negative entry: the kernel may remember the absence.
+		f.setValid(&out.EntryValid, &out.EntryValidNsec)
+		return fuse.OK
+	}
+	if err != nil {
+		return status(err)
+	}
+	f.entry(n, &st, out)
+	return fuse.OK
+}
+
+// entry answers with n, of which a lookup has been counted.
+func (f *FS) entry(n *node, st *sys.Stat, out *fuse.EntryOut) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	out.NodeId = n.id
+	f.fillLocked(n, st, &out.Attr)
+	f.setValid(&out.EntryValid, &out.EntryValidNsec)
+	f.setValid(&out.AttrValid, &out.AttrValidNsec)
+}
+
+// find resolves name in parent and refuses what users must not see.
+// Preconditions: parent.dir.mu is held.
+func (f *FS) find(parent *node, name string) (branches.Resolution, error) {
+	if parent.dir.dead || whiteout.Reserved(name) {
+		return branches.Resolution{}, unix.ENOENT
+	}
+	if len(name) > unix.NAME_MAX {
+		return branches.Resolution{}, unix.ENAMETOOLONG
+	}
+	res, err := f.stack.Lookup(parent.dir.tree, name)
+	if err == nil && res.Kind == branches.NotFound {
+		err = unix.ENOENT
+	}
+	return res, err
+}
+
+// lookup returns the node that name in parent stands for, counted as looked
+// up, and its attributes. Preconditions: parent.dir.mu is held.
+func (f *FS) lookup(parent *node, name string) (*node, sys.Stat, error) {
+	res, err := f.find(parent, name)
+	if err != nil {
+		return nil, sys.Stat{}, err
+	}
+	n, err := f.nodeOf(parent, name, &res)
+	if err != nil {
+		return nil, sys.Stat{}, err
+	}
+	if !n.isDir() && !res.InUpper() && n.inUpper() {
+		// An alias in a lower of a file that has been copied up by another name.
+		n.mu.Lock()
+		st, err := f.statLocked(n)
+		n.mu.Unlock()
+		if err != nil {
+			f.table.forget(n.id, 1)
+		}
+		return n, st, err
+	}
+	return n, res.Stat, nil
+}
+
+// nodeOf returns the node of a resolution, counted as looked up, and
+// completes res.Stat. Preconditions: parent.dir.mu is held.
+func (f *FS) nodeOf(parent *node, name string, res *branches.Resolution) (*node, error) {
+	if err := f.overrideResolution(parent, name, res); err != nil {
+		return nil, err
+	}
+	if res.Kind == branches.Directory {
+		return f.dirNodeOf(parent, name, res), nil
+	}
+	key := f.identity(res.Where.Branch, &res.Stat)
+	p := place{parent, name, res.InUpper()}
+	n := f.table.find(key)
+	if n == nil {
+		fresh, err := f.newFile(parent, name, res, key)
+		if err != nil {
+			return nil, err
+		}
+		n = fresh
+	}
+	n.mu.Lock()
+	f.addPlaceLocked(n, p)
+	n.mu.Unlock()
+	return n, nil
+}
+
+// overrideResolution applies the override attributes of the branch that answers.
+func (f *FS) overrideResolution(parent *node, name string, res *branches.Resolution) error {
+	if f.overrideAttr(res.Where.Branch) == "" {
+		return nil
+	}
+	at, err := acquire(parent.dir.tree, res.Where, name)
+	if err != nil {
+		return err
+	}
+	defer at.release()
+	f.applyOverride(res.Where.Branch, at.fd, at.name, &res.Stat)
+	return nil
+}
+
+func (f *FS) dirNodeOf(parent *node, name string, res *branches.Resolution) *node {
+	key := f.identity(res.Where.Branch, &res.Stat)
+	if res.OriginBranch != nil {
+		key = f.identity(res.OriginBranch, &res.Origin)
+	}
+	if n := f.table.find(key); n != nil {
+		return n
+	}
+	n := &node{ino: key, typ: unix.S_IFDIR, upper: res.InUpper(), dir: &dirNode{tree: res.Dir}}
+	if len(res.Dir.Parts()) == 0 {
+		st := res.Stat
+		n.fixed = &st
+	}
+	n.names = []place{{parent, name, res.InUpper()}}
+	f.table.addKid(parent, 1)
+	if other := f.table.insert(n, key, false); other != n {
+		f.table.addKid(parent, -1)
+		return other
+	}
+	return n
+}
+
+// newFile makes the node of a file that is not known yet.
+func (f *FS) newFile(parent *node, name string, res *branches.Resolution, key uint64) (*node, error) {
+	n := &node{ino: key, typ: res.Stat.Type(), upper: res.InUpper()}
+	if n.upper {
+		if err := f.recallOrigin(parent, name, n); err != nil {
+			return nil, err
+		}
+	} else {
+		n.low = lowFile{parent.dir.tree, res.Where, name}
+		if res.Stat.Nlink > 1 && !n.isDir() {
+			if up, err := f.linkedUp(parent, name, res, key); up != nil || err != nil {
+				return up, err
+			}
+		}
+	}
+	return f.table.insert(n, key, false), nil
+}
+
+// originAttr is where a file in the upper remembers what it was copied from:
+// the identity of the lower file, and how its link count differs.
+const (
+	originAttr = "layerfs.origin" // 8 bytes, big endian: the inode number shown
+	linkAttr   = "layerfs.link"   // key in the link index, and the adjustment
+)
+
+// recallOrigin gives the node of a file in the upper the inode number of the
+// lower file that it was copied from.
+func (f *FS) recallOrigin(parent *node, name string, n *node) error {
+	if len(f.stack.Branches()) == 1 || n.typ != unix.S_IFREG && f.format.NS == whiteout.User {
+		return nil
+	}
+	at, err := acquire(parent.dir.tree, parent.dir.tree.Upper(), name)
+	if err != nil {
+		return err
+	}
+	defer at.release()
+	if ino, ok := f.origin(at); ok {
+		n.ino = ino
+		f.recallLink(at, n)
+	}
+	return nil
+}
+
+// origin reads the inode number that a file in the upper has inherited.
+func (f *FS) origin(at location) (uint64, bool) {
+	var buf [8]byte
+	got, err := sys.GetXattrInto(at.fd, at.name, string(f.format.NS)+originAttr, buf[:])
+	if err != nil || got != len(buf) {
+		return 0, false
+	}
+	return binary.BigEndian.Uint64(buf[:]), true
+}
+
+// setOrigin records where a copied-up file comes from; a file that takes no
+// attributes has another inode number after the next mount, and that is all.
+func (f *FS) setOrigin(fd int, name string, ino uint64) {
+	var buf [8]byte
+	binary.BigEndian.PutUint64(buf[:], ino)
+	_ = sys.SetXattr(fd, name, string(f.format.NS)+originAttr, buf[:], 0)
+}

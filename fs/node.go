@@ -1,0 +1,147 @@
+package fs
+
+import (
+	"slices"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/layerfs/layerfs/branches"
+	"github.com/layerfs/layerfs/internal/sys"
+)
+
+// node is one inode of the merged tree, by all its names.
+type node struct {
+	id  uint64 // FUSE node id, never reused. Immutable.
+	ino uint64 // what stat shows. Immutable.
+	typ uint32 // S_IFMT. Immutable.
+
+	// Protected by table.mu.
+	keys    [2]uint64 // the identities under which the table knows it; 0 is none
+	lookups uint64    // what the kernel remembers
+	kids    int       // places of other nodes that name this one as their directory
+
+	dir   *dirNode  // directories only. Immutable.
+	low   lowFile   // where the file lies in a lower, zero when it does not. Immutable.
+	fixed *sys.Stat // attributes of a mount point, which has no part. Immutable.
+
+	copyMu sync.Mutex // held for the whole copy-up of this node, and by nothing else
+
+	mu    sync.Mutex
+	names []place  // protected by mu; empty when unlinked. A directory has one.
+	upper bool     // the file is in the upper. Never goes back. Protected by mu.
+	adj   int32    // links in the union = links on disk + adj. Protected by mu.
+	link  string   // key in the link index, "" for none. Protected by mu.
+	back  *backing // the open file, while opens > 0. Protected by mu.
+	opens int      // handles. Protected by mu.
+}
+
+// dirNode is what only a directory has.
+type dirNode struct {
+	tree *branches.Dir // immutable
+
+	// mu orders what happens to the names in this directory: readers look
+	// names up, writers make, remove, rename or copy one up.
+	mu   sync.RWMutex
+	dead bool // removed. Protected by mu.
+	acl  int8 // default ACL of the upper part: 0 unknown, 1 none, 2 some. Protected by mu.
+}
+
+// place is one name of a node.
+type place struct {
+	dir   *node
+	name  string
+	upper bool // the name exists in the upper; else it is an alias in a lower
+}
+
+// lowFile says where a file lies in a lower branch.
+type lowFile struct {
+	dir  *branches.Dir
+	part *branches.Part
+	name string
+}
+
+func (n *node) isDir() bool { return n.dir != nil }
+
+// inUpper reports whether changes can go to n's file as it is.
+func (n *node) inUpper() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.upper
+}
+
+// location is where a node can be reached by *at calls: name in fd, or fd
+// itself when name is empty. release must be called.
+type location struct {
+	fd      int
+	name    string
+	release func()
+}
+
+func noRelease() {}
+
+// locateLocked finds n on disk. Preconditions: n.mu is held, which keeps n
+// from being renamed or removed meanwhile.
+func (f *FS) locateLocked(n *node) (location, error) {
+	if n.isDir() {
+		parts := n.dir.tree.Parts()
+		if len(parts) == 0 {
+			return location{}, unix.ENOENT
+		}
+		return acquire(n.dir.tree, parts[0], "")
+	}
+	if !n.upper {
+		return acquire(n.low.dir, n.low.part, n.low.name)
+	}
+	if n.back != nil && n.back.writable {
+		return location{n.back.fd, "", noRelease}, nil
+	}
+	for _, p := range n.names {
+		if p.upper {
+			return acquire(p.dir.dir.tree, p.dir.dir.tree.Upper(), p.name)
+		}
+	}
+	if n.link != "" {
+		return location{f.links.fd, n.link, noRelease}, nil
+	}
+	if n.back != nil {
+		return location{n.back.fd, "", noRelease}, nil
+	}
+	return location{}, unix.ESTALE
+}
+
+func acquire(d *branches.Dir, p *branches.Part, name string) (location, error) {
+	if p == nil {
+		return location{}, unix.ESTALE
+	}
+	fd, err := d.Acquire(p)
+	if err != nil {
+		return location{}, err
+	}
+	return location{fd, name, func() { d.Release(p) }}, nil
+}
+
+// addPlaceLocked notes that n has the name. Preconditions: n.mu is held.
+func (f *FS) addPlaceLocked(n *node, p place) {
+	for i, q := range n.names {
+		if q.dir == p.dir && q.name == p.name {
+			n.names[i].upper = n.names[i].upper || p.upper
+			return
+		}
+	}
+	n.names = append(n.names, p)
+	f.table.addKid(p.dir, 1)
+}
+
+// removePlaceLocked forgets a name of n and returns what was known of it.
+// Preconditions: n.mu is held.
+func (f *FS) removePlaceLocked(n *node, dir *node, name string) (place, bool) {
+	i := slices.IndexFunc(n.names, func(p place) bool { return p.dir == dir && p.name == name })
+	if i < 0 {
+		return place{}, false
+	}
+	p := n.names[i]
+	n.names = slices.Delete(n.names, i, i+1)
+	f.table.addKid(dir, -1)
+	return p, true
+}

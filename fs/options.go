@@ -1,0 +1,36 @@
+package fs
+
+import (
+	"log"
+	"time"
+)
+
+// SyncPolicy says how much of a copy-up reaches the disk before its rename.
+type SyncPolicy uint8
+
+const (
+	SyncAuto     SyncPolicy = iota // the data
+	SyncStrict                     // the data, the metadata and the directories
+	SyncVolatile                   // nothing, and fsync does nothing either
+)
+
+// IDMap is one line of a uid or gid mapping: Len ids from Inner on, as the
+// mount shows them, are Outer and the following in the branches.
+type IDMap struct{ Inner, Outer, Len uint32 }
+
+// Options are the properties of a mount that do not belong to its branches.
+type Options struct {
+	Timeout          time.Duration // how long the kernel may keep entries and attributes; 0: not at all
+	UIDMap, GIDMap   []IDMap
+	SquashToRoot     bool
+	SquashUID        *uint32 // non-nil: every file belongs to this user; wins over SquashToRoot
+	SquashGID        *uint32
+	XattrPermissions int  // 0, 1 or 2, as in fuse-overlayfs
+	StaticNlink      bool // directories have one link
+	NoXattrs, NoACL  bool
+	Sync             SyncPolicy
+	RedirectDir      bool // false: renaming a lower or merged directory is EXDEV
+	Ino32            bool
+	ReadOnly         bool
+	Log              *log.Logger // nil: log.Default()
+}

@@ -1,0 +1,196 @@
+package fs
+
+import (
+	"sync"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/layerfs/layerfs/branches"
+	"github.com/layerfs/layerfs/internal/sys"
+)
+
+// handles are the open directories. A handle keeps the listing that it began
+// with until it is rewound.
+type handles struct {
+	mu   sync.Mutex
+	open map[uint64]*dirHandle // protected by mu
+	next uint64                // protected by mu
+}
+
+type dirHandle struct {
+	mu      sync.Mutex
+	entries []branches.Entry // protected by mu
+	listed  bool             // protected by mu
+}
+
+func (h *handles) add() uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.open == nil {
+		h.open = map[uint64]*dirHandle{}
+	}
+	h.next++
+	h.open[h.next] = &dirHandle{}
+	return h.next
+}
+
+func (h *handles) get(fh uint64) *dirHandle {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.open[fh]
+}
+
+func (h *handles) remove(fh uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.open, fh)
+}
+
+func (h *handles) closeAll() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.open = nil
+}
+
+// OpenDir implements fuse.RawFileSystem.
+func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	if _, code := f.node(in.NodeId); !code.Ok() {
+		return code
+	}
+	out.Fh = f.handles.add()
+	if f.opts.Timeout > 0 {
+		out.OpenFlags |= fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE
+	}
+	return fuse.OK
+}
+
+// ReleaseDir implements fuse.RawFileSystem.
+func (f *FS) ReleaseDir(in *fuse.ReleaseIn) { f.handles.remove(in.Fh) }
+
+// FsyncDir implements fuse.RawFileSystem.
+func (f *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	n, code := f.node(in.NodeId)
+	if !code.Ok() {
+		return code
+	}
+	up := n.dir.tree.Upper()
+	if f.opts.Sync == SyncVolatile || up == nil {
+		return fuse.OK
+	}
+	at, err := acquire(n.dir.tree, up, "")
+	if err != nil {
+		return status(err)
+	}
+	defer at.release()
+	return status(sys.SyncDir(at.fd))
+}
+
+// ReadDir implements fuse.RawFileSystem.
+func (f *FS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	return f.readDir(in, func(n *node, e *branches.Entry, off uint64) bool {
+		return out.AddDirEntry(fuse.DirEntry{Name: e.Name, Mode: uint32(e.Type) << 12, Ino: f.listedIno(n, e), Off: off})
+	}, out.AddDirEntry)
+}
+
+// ReadDirPlus implements fuse.RawFileSystem: every entry comes with what a
+// lookup would have told.
+func (f *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	return f.readDir(in, func(n *node, e *branches.Entry, off uint64) bool {
+		return f.addPlus(n, e, off, out)
+	}, func(e fuse.DirEntry) bool { return out.AddDirLookupEntry(e) != nil })
+}
+
+// readDir feeds the entries after in.Offset to add until it is full. plain
+// adds "." and "..", which the kernel never looks up.
+func (f *FS) readDir(in *fuse.ReadIn, add func(*node, *branches.Entry, uint64) bool, plain func(fuse.DirEntry) bool) fuse.Status {
+	n, code := f.node(in.NodeId)
+	if !code.Ok() {
+		return code
+	}
+	h := f.handles.get(in.Fh)
+	if h == nil || !n.isDir() {
+		return fuse.EBADF
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	n.dir.mu.RLock()
+	defer n.dir.mu.RUnlock()
+	if in.Offset == 0 || !h.listed {
+		if err := f.list(n, h); err != nil {
+			return status(err)
+		}
+	}
+	for i := in.Offset; i < uint64(len(h.entries)+2); i++ {
+		off := i + 1
+		ok := false
+		switch i {
+		case 0:
+			ok = plain(fuse.DirEntry{Name: ".", Mode: unix.S_IFDIR, Ino: f.showIno(n.ino), Off: off})
+		case 1:
+			ok = plain(fuse.DirEntry{Name: "..", Mode: unix.S_IFDIR, Ino: f.showIno(f.parentIno(n)), Off: off})
+		default:
+			ok = add(n, &h.entries[i-2], off)
+		}
+		if !ok {
+			break
+		}
+	}
+	return fuse.OK
+}
+
+// list takes the content of n into h. Preconditions: h.mu and n.dir.mu are held.
+func (f *FS) list(n *node, h *dirHandle) error {
+	h.entries, h.listed = nil, true
+	if n.dir.dead {
+		return nil
+	}
+	entries, err := f.stack.List(n.dir.tree)
+	h.entries = entries
+	return err
+}
+
+func (f *FS) parentIno(n *node) uint64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.names) == 0 {
+		return n.ino
+	}
+	return n.names[0].dir.ino
+}
+
+// addPlus adds e with its attributes. An entry that has gone since the
+// listing is passed over.
+func (f *FS) addPlus(parent *node, e *branches.Entry, off uint64, out *fuse.DirEntryList) bool {
+	n, st, err := f.lookup(parent, e.Name)
+	if err != nil {
+		return err == unix.ENOENT || out.AddDirLookupEntry(fuse.DirEntry{Name: e.Name, Mode: uint32(e.Type) << 12, Ino: e.Ino, Off: off}) != nil
+	}
+	entry := out.AddDirLookupEntry(fuse.DirEntry{Name: e.Name, Mode: n.typ, Ino: f.showIno(n.ino), Off: off})
+	if entry == nil {
+		f.table.forget(n.id, 1)
+		return false
+	}
+	f.entry(n, &st, entry)
+	return true
+}
+
+// listedIno returns the inode number that stat would show for e.
+// Preconditions: parent.dir.mu is held.
+func (f *FS) listedIno(parent *node, e *branches.Entry) uint64 {
+	up := f.stack.Upper()
+	switch {
+	case e.Part.Branch == up && len(f.stack.Branches()) > 1:
+		// A directory may be redirected, a file may have been copied up.
+	case e.Type == unix.DT_DIR && e.Low != nil && !e.Low.HasMounts:
+		return f.showIno(f.identityOf(e.Low, e.Low.Dev, e.Lino))
+	case e.Type != unix.DT_DIR && !f.links.some.Load() && !e.Part.Branch.HasMounts:
+		return f.showIno(f.identityOf(e.Part.Branch, e.Part.Branch.Dev, e.Ino))
+	}
+	n, _, err := f.lookup(parent, e.Name)
+	if err != nil {
+		return e.Ino
+	}
+	defer f.table.forget(n.id, 1)
+	return f.showIno(n.ino)
+}

@@ -1,0 +1,143 @@
+package fusedev
+
+import (
+	"log"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// How many readers may wait at the device. More than one saves starting
+	// a goroutine for each request of a parallel load.
+	maxIdle = 4
+
+	// How long Serve waits for handlers after the unmount. Whatever they
+	// still answer, nobody hears it.
+	drainTime = 200 * time.Millisecond
+)
+
+// Conn is one mount's connection with the kernel.
+type Conn struct {
+	// OnInit, when set before Serve, is told what the kernel offers.
+	OnInit func(fuse.InitIn)
+
+	// fdMu keeps the descriptor's number from being closed, and taken by
+	// another file, while an answer or a notification is written to it.
+	fdMu   sync.RWMutex
+	fd     int
+	closed bool
+
+	server *fuse.ProtocolServer
+	log    *log.Logger
+	input  *inputPool
+	output outputPools
+
+	idle  atomic.Int32
+	dead  atomic.Bool // the kernel has ended the connection
+	ended chan error  // the first reader to find that out says why
+
+	mu      sync.Mutex
+	readers map[*reader]struct{}
+	gone    sync.WaitGroup
+}
+
+func newConn(fd int) *Conn {
+	return &Conn{fd: fd, ended: make(chan error, 1), readers: map[*reader]struct{}{}}
+}
+
+// Serve handles requests until the file system is unmounted and then calls
+// fs.OnUnmount. Handlers that still run are cancelled and given a moment.
+func (c *Conn) Serve(fs fuse.RawFileSystem, opts *fuse.MountOptions) error {
+	o := *opts
+	if o.MaxWrite <= 0 {
+		o.MaxWrite = 128 << 10 // what ProtocolServer makes of it
+	}
+	if o.Logger == nil {
+		o.Logger = log.Default()
+	}
+	c.log = o.Logger
+	c.server = fuse.NewProtocolServer(fs, &o)
+	c.input = newInputPool(o.MaxWrite)
+
+	c.start()
+	err := <-c.ended
+	c.cancelAll()
+	c.drain()
+	fs.OnUnmount()
+	return err
+}
+
+// start adds a reader. It counts as idle from now on, so that several
+// requests at once do not start several.
+func (c *Conn) start() {
+	r := &reader{conn: c}
+	c.mu.Lock()
+	c.readers[r] = struct{}{}
+	c.mu.Unlock()
+	c.idle.Add(1)
+	c.gone.Add(1)
+	go r.run()
+}
+
+// end notes that no more requests will come. Only the first cause counts.
+func (c *Conn) end(err error) {
+	if c.dead.CompareAndSwap(false, true) {
+		c.ended <- err
+	}
+}
+
+// cancelAll interrupts the handlers that wait for something, by the same
+// message with which the kernel would.
+func (c *Conn) cancelAll() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for r := range c.readers {
+		if unique := r.unique.Load(); unique != 0 {
+			c.server.HandleRequest([][]byte{interruptMessage(unique)}, [][]byte{make([]byte, minInput)})
+		}
+	}
+}
+
+func (c *Conn) drain() {
+	done := make(chan struct{})
+	go func() {
+		c.gone.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(drainTime):
+	}
+}
+
+// Close gives the device back, which ends the mount if it still exists. It
+// is to be called after Serve has returned, or when Serve is not called.
+func (c *Conn) Close() {
+	c.dead.Store(true)
+	c.fdMu.Lock()
+	defer c.fdMu.Unlock()
+	if !c.closed {
+		c.closed = true
+		unix.Close(c.fd)
+	}
+}
+
+// write sends one message to the kernel.
+func (c *Conn) write(msg []byte) error {
+	c.fdMu.RLock()
+	defer c.fdMu.RUnlock()
+	if c.closed {
+		return syscall.ENODEV
+	}
+	for {
+		_, err := syscall.Write(c.fd, msg)
+		if err != syscall.EINTR {
+			return err
+		}
+	}
+}

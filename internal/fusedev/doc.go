@@ -1,0 +1,27 @@
+// Package fusedev talks to the kernel's FUSE device: it makes the mount,
+// runs the loop that reads requests, and sends notifications.
+//
+// go-fuse knows the messages of the protocol and this package leaves them
+// to its ProtocolServer. What is here is only what surrounds them, because
+// a union of many container layers needs three things of it that
+// go-fuse's own server does not offer: the mount flags exactly as asked
+// for (its default is nosuid,nodev), mount(2) before fusermount3 whoever
+// the user is, and a loop in which a blocked handler never keeps others
+// from being served.
+//
+// # The loop
+//
+// Readers are goroutines that read a request, handle it themselves and
+// read the next one: handing a request to another goroutine would double
+// the cost of a short operation. A reader that got a request and leaves
+// nobody waiting at the device starts another one first, so that there is
+// always one; and a reader that comes back to find enough others waiting
+// ends. The number of readers thereby follows the number of handlers that
+// are busy or blocked, without any limit that they could exhaust.
+//
+// # Buffers
+//
+// Each reader borrows an input buffer as large as the largest write and,
+// for each request, an output buffer as large as its answer can be. Both
+// come from pools; memory that is not touched costs nothing.
+package fusedev

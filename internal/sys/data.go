@@ -1,0 +1,192 @@
+package sys
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// CopyData copies the first size bytes of src into the empty file dst:
+// by reflink, else by copy_file_range, else by read and write. Holes stay
+// holes and dst is size bytes long in the end.
+func CopyData(dst, src int, size int64) error {
+	if size == 0 {
+		return nil
+	}
+	st, err := FStat(src)
+	if err != nil {
+		return err
+	}
+	if uint64(size) >= st.Size {
+		if unix.IoctlFileClone(dst, src) == nil {
+			return nil
+		}
+		size = int64(st.Size)
+	}
+	for off := int64(0); off < size; {
+		start, end := nextData(src, off, size)
+		if start >= size {
+			break
+		}
+		if err := copyRange(dst, src, start, end); err != nil {
+			return err
+		}
+		off = end
+	}
+	return Ftruncate(dst, size)
+}
+
+// nextData returns the next stretch of data in [off, size); files that know
+// no holes are one stretch.
+func nextData(fd int, off, size int64) (start, end int64) {
+	start, err := unix.Seek(fd, off, unix.SEEK_DATA)
+	if err == unix.ENXIO {
+		return size, size
+	}
+	if err != nil || start < off {
+		return off, size
+	}
+	end, err = unix.Seek(fd, start, unix.SEEK_HOLE)
+	if err != nil || end <= start || end > size {
+		end = size
+	}
+	return start, end
+}
+
+func copyRange(dst, src int, start, end int64) error {
+	in, out := start, start
+	for in < end {
+		n, err := unix.CopyFileRange(src, &in, dst, &out, int(min(end-in, 1<<30)), 0)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil || n == 0:
+			// Other file system, or one of those that return 0 for what they
+			// cannot copy (procfs); read and write, which also tells the real error.
+			return copyByHand(dst, src, in, end)
+		}
+	}
+	return nil
+}
+
+func copyByHand(dst, src int, off, end int64) error {
+	buf := make([]byte, min(end-off, 1<<20))
+	for off < end {
+		n, err := PRead(src, buf[:min(end-off, int64(len(buf)))], off)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return nil
+		}
+		if err := PWriteAll(dst, buf[:n], off); err != nil {
+			return err
+		}
+		off += int64(n)
+	}
+	return nil
+}
+
+// PRead reads at off.
+func PRead(fd int, buf []byte, off int64) (n int, err error) {
+	err = retry(func() (err error) { n, err = unix.Pread(fd, buf, off); return err })
+	return max(n, 0), err
+}
+
+// PReadV reads at off into several buffers.
+func PReadV(fd int, bufs [][]byte, off int64) (n int, err error) {
+	err = retry(func() (err error) { n, err = unix.Preadv(fd, bufs, off); return err })
+	return max(n, 0), err
+}
+
+// PWrite writes at off and returns how much was written.
+func PWrite(fd int, buf []byte, off int64) (n int, err error) {
+	err = retry(func() (err error) { n, err = unix.Pwrite(fd, buf, off); return err })
+	return max(n, 0), err
+}
+
+// PWriteAll writes all of buf at off.
+func PWriteAll(fd int, buf []byte, off int64) error {
+	for len(buf) > 0 {
+		n, err := PWrite(fd, buf, off)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return unix.EIO
+		}
+		buf, off = buf[n:], off+int64(n)
+	}
+	return nil
+}
+
+// CopyFileRange copies inside the kernel and returns how much was copied.
+func CopyFileRange(src int, off int64, dst int, dstOff int64, length int) (n int, err error) {
+	err = retry(func() (err error) {
+		in, out := off, dstOff
+		n, err = unix.CopyFileRange(src, &in, dst, &out, length, 0)
+		return err
+	})
+	return max(n, 0), err
+}
+
+// Ftruncate sets the length of a file.
+func Ftruncate(fd int, size int64) error {
+	return retry(func() error { return unix.Ftruncate(fd, size) })
+}
+
+// Fallocate is fallocate(2).
+func Fallocate(fd int, mode uint32, off, length int64) error {
+	return retry(func() error { return unix.Fallocate(fd, mode, off, length) })
+}
+
+// Seek is lseek(2), for SEEK_DATA and SEEK_HOLE.
+func Seek(fd int, off int64, whence int) (int64, error) { return unix.Seek(fd, off, whence) }
+
+// Fsync and Fdatasync force a file to the disk.
+func Fsync(fd int) error     { return retry(func() error { return unix.Fsync(fd) }) }
+func Fdatasync(fd int) error { return retry(func() error { return unix.Fdatasync(fd) }) }
+
+// SyncDir forces the directory that the O_PATH handle dirfd stands for to the disk.
+func SyncDir(dirfd int) error {
+	fd, err := OpenIn(dirfd, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer Close(fd)
+	return Fsync(fd)
+}
+
+// Ioctl passes buf to the ioctl cmd of fd.
+func Ioctl(fd int, cmd uint32, buf []byte) error {
+	var p unsafe.Pointer
+	if len(buf) > 0 {
+		p = unsafe.Pointer(&buf[0])
+	}
+	_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(cmd), uintptr(p))
+	if e != 0 {
+		return e
+	}
+	return nil
+}
+
+// Flock takes an exclusive lock on the open file fd without waiting;
+// EWOULDBLOCK when somebody else has it.
+func Flock(fd int) error {
+	return retry(func() error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
+}
+
+// Handle returns a persistent name of the inode name in dirfd (file system
+// id, type and bytes of its file handle), or nil where the file system has none.
+func Handle(dirfd int, name string) []byte {
+	flags := 0
+	if name == "" {
+		flags = unix.AT_EMPTY_PATH
+	}
+	h, _, err := unix.NameToHandleAt(dirfd, name, flags)
+	if err != nil {
+		return nil
+	}
+	t := h.Type()
+	return append([]byte{byte(t), byte(t >> 8), byte(t >> 16), byte(t >> 24)}, h.Bytes()...)
+}

@@ -1,0 +1,76 @@
+package sys
+
+import (
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// inBranch is how every name in a branch is opened: below the directory,
+// through no symbolic link of any kind, and not across a mount.
+const inBranch = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV
+
+// retry repeats fn while it is interrupted.
+func retry(fn func() error) error {
+	for {
+		err := fn()
+		if err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// OpenIn opens name below dirfd. The name may have several components; none
+// may be a symbolic link or a mount point (EXDEV).
+func OpenIn(dirfd int, name string, flags int, mode uint32) (int, error) {
+	how := unix.OpenHow{
+		Flags:   uint64(flags) | unix.O_CLOEXEC | unix.O_NOFOLLOW,
+		Resolve: inBranch,
+	}
+	if flags&(unix.O_CREAT|unix.O_TMPFILE&^unix.O_DIRECTORY) != 0 {
+		how.Mode = uint64(mode & 07777)
+	}
+	var fd int
+	err := retry(func() (err error) {
+		fd, err = unix.Openat2(dirfd, name, &how)
+		if err == unix.EAGAIN {
+			return unix.EINTR // a rename raced with RESOLVE_BENEATH; openat2(2) asks to try again
+		}
+		return err
+	})
+	return fd, err
+}
+
+// OpenDir opens the directory name below dirfd as a handle for *at calls only.
+func OpenDir(dirfd int, name string) (int, error) {
+	return OpenIn(dirfd, name, unix.O_PATH|unix.O_DIRECTORY, 0)
+}
+
+// OpenRoot opens an absolute directory as the root of a branch, following
+// symbolic links in it, as a handle for *at calls.
+func OpenRoot(path string) (int, error) {
+	var fd int
+	err := retry(func() (err error) {
+		fd, err = unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		return err
+	})
+	return fd, err
+}
+
+// Close closes fd; the descriptor is gone whatever the error.
+func Close(fd int) error { return unix.Close(fd) }
+
+// Dup duplicates fd with close-on-exec set.
+func Dup(fd int) (int, error) { return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3) }
+
+// procPath is the magic link of fd in /proc, for calls that take no O_PATH descriptor.
+func procPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+// procEntry is name below dirfd by way of /proc; the last component is not
+// followed by the l* calls.
+func procEntry(dirfd int, name string) string {
+	if name == "" || name == "." {
+		return procPath(dirfd)
+	}
+	return procPath(dirfd) + "/" + name
+}
