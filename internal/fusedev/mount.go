@@ -16,8 +16,8 @@ import (
 // place in it: the kernel takes one page of mount data, and everybody can
 // read FsName.
 type MountConfig struct {
-	Mountpoint         string // absolute
-	FsName, Subtype    string // what mountinfo shows as source and after "fuse."
+	Mountpoint         string  // absolute
+	FsName, Subtype    string  // what mountinfo shows as source and after "fuse."
 	Flags              uintptr // MS_*, passed as they are
 	AllowOther         bool
 	DefaultPermissions bool

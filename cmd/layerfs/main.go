@@ -1,0 +1,115 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+
+	"github.com/layerfs/layerfs/internal/errs"
+)
+
+// version is set by the linker.
+var version = ""
+
+// commands are the subcommands.
+var commands = map[string]func(args []string) error{
+	"mount":    cmdMount,
+	"umount":   cmdUmount,
+	"status":   cmdStatus,
+	"branches": cmdBranches,
+	"trace":    cmdTrace,
+	"changes":  cmdChanges,
+}
+
+// absent are commands of the full program that are not in this one. They
+// must not be taken for mountpoints.
+var absent = []string{
+	"remount", "diff", "apply", "check", "convert", "settle", "pool", "thin",
+	"layer", "container", "run", "probe", "info", "device",
+}
+
+func main() {
+	code, err := dispatch(os.Args)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "layerfs: %s\n", oneLine(err.Error()))
+	}
+	os.Exit(code)
+}
+
+// dispatch runs the program as its name and first argument say and returns
+// the exit code.
+func dispatch(argv []string) (int, error) {
+	switch filepath.Base(argv[0]) {
+	case "mount.layerfs", "mount.fuse.layerfs", "mount.fuse3.layerfs":
+		return anyFailure(runHelper(argv[1:]))
+	case "fuse-overlayfs":
+		return anyFailure(runDropIn(argv[1:]))
+	}
+	if len(argv) < 2 {
+		fmt.Fprint(os.Stderr, usageText)
+		return int(errs.Usage), nil
+	}
+	switch name := argv[1]; name {
+	case "help", "--help", "-h":
+		return 0, cmdHelp(argv[2:])
+	case "version", "--version", "-V":
+		printVersion()
+		return 0, nil
+	default:
+		if run := commands[name]; run != nil {
+			return classCode(run(argv[2:]))
+		}
+		if contains(absent, name) {
+			return classCode(errs.New(errs.Unsupported, "'%s' is not available in this version", name))
+		}
+	}
+	return anyFailure(runDropIn(argv[1:]))
+}
+
+// classCode is the exit code of a subcommand.
+func classCode(err error) (int, error) {
+	if err == nil {
+		return 0, nil
+	}
+	return int(errs.Of(err)), err
+}
+
+// anyFailure is the exit code of the drop-in and the helper.
+func anyFailure(err error) (int, error) {
+	if err == nil {
+		return 0, nil
+	}
+	return int(errs.Failed), err
+}
+
+func oneLine(s string) string {
+	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+}
+
+func contains(list []string, s string) bool {
+	for _, e := range list {
+		if e == s {
+			return true
+		}
+	}
+	return false
+}
+
+func printVersion() { fmt.Printf("layerfs: version %s\n", versionString()) }
+
+func versionString() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
+		return info.Main.Version
+	}
+	return "devel"
+}
+
+// warn says something that does not stop a mount.
+func warn(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "layerfs: %s\n", oneLine(fmt.Sprintf(format, args...)))
+}

@@ -1,0 +1,180 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/layerfs/layerfs/branches"
+	"github.com/layerfs/layerfs/fs"
+	"github.com/layerfs/layerfs/internal/control"
+	"github.com/layerfs/layerfs/internal/errs"
+)
+
+func cmdStatus(args []string) error {
+	c := newCommand("status", true)
+	if done, err := c.parse(args, 1, 1); done || err != nil {
+		return err
+	}
+	var status json.RawMessage
+	if err := control.Call(c.Arg(0), "status", nil, &status); err != nil {
+		return err
+	}
+	if c.json {
+		return printJSON(status)
+	}
+	return printFields(status)
+}
+
+func cmdBranches(args []string) error {
+	c := newCommand("branches", true)
+	if done, err := c.parse(args, 1, 1); done || err != nil {
+		return err
+	}
+	list, err := branchesOf(c.Arg(0))
+	if err != nil {
+		return err
+	}
+	if c.json {
+		return printJSON(list)
+	}
+	for _, b := range list {
+		fmt.Printf("%d  %s=%s   (%s)\n", b.Index, b.Path, b.Mode, describe(b))
+	}
+	return nil
+}
+
+func branchesOf(mountpoint string) ([]fs.BranchInfo, error) {
+	var list []fs.BranchInfo
+	return list, control.Call(mountpoint, "branches", nil, &list)
+}
+
+func describe(b fs.BranchInfo) string {
+	dialect := b.Dialect
+	if dialect == "" {
+		dialect = "any dialect"
+	}
+	return fmt.Sprintf("%s, %d copied up, %d in use", dialect, b.CopyUps, b.InUse)
+}
+
+func cmdTrace(args []string) error {
+	c := newCommand("trace", true)
+	if done, err := c.parse(args, 2, 2); done || err != nil {
+		return err
+	}
+	var trace fs.Trace
+	if err := control.Call(c.Arg(0), "trace", inMount(c.Arg(0), c.Arg(1)), &trace); err != nil {
+		return err
+	}
+	if c.json {
+		return printJSON(trace)
+	}
+	for _, line := range trace.Lines() {
+		fmt.Println(line)
+	}
+	return nil
+}
+
+// inMount returns path relative to the root of the mount. People also give
+// the path as it is outside.
+func inMount(mountpoint, path string) string {
+	abs, err := absolute(mountpoint)
+	if err != nil {
+		return path
+	}
+	for _, root := range []string{filepath.Clean(mountpoint), abs} {
+		if rest, ok := strings.CutPrefix(filepath.Clean(path), root); ok && filepath.IsAbs(root) && (rest == "" || rest[0] == '/') {
+			return strings.TrimPrefix(rest, "/")
+		}
+	}
+	return path
+}
+
+// change is one line of `layerfs changes`.
+type change struct {
+	Kind string `json:"kind"`
+	Path string `json:"path"`
+}
+
+func cmdChanges(args []string) error {
+	c := newCommand("changes", true)
+	upper := c.String("upper", "", "")
+	lowers := c.StringArray("lower", nil, "")
+	if done, err := c.parse(args, 0, 1); done || err != nil {
+		return err
+	}
+	switch {
+	case c.NArg() == 1 && (*upper != "" || len(*lowers) > 0):
+		return errs.New(errs.Usage, "changes: give either a mountpoint or --upper, not both")
+	case c.NArg() == 1:
+		var err error
+		if *upper, *lowers, err = stackOf(c.Arg(0)); err != nil {
+			return err
+		}
+	case *upper == "":
+		return errs.New(errs.Usage, "changes: a mountpoint or --upper is needed (see `layerfs changes --help`)")
+	}
+	return printChanges(*upper, *lowers, c.json)
+}
+
+// stackOf asks a mount for its directories.
+func stackOf(mountpoint string) (upper string, lowers []string, err error) {
+	list, err := branchesOf(mountpoint)
+	if err != nil {
+		return "", nil, err
+	}
+	if len(list) == 0 || list[0].Mode != branches.RW.String() {
+		return "", nil, errs.New(errs.NotFound, "%s has no writable branch, so nothing changes in it", mountpoint)
+	}
+	for _, b := range list[1:] {
+		lowers = append(lowers, b.Path)
+	}
+	return list[0].Path, lowers, nil
+}
+
+func printChanges(upper string, lowers []string, asJSON bool) error {
+	list := []change{}
+	err := branches.Changes(upper, lowers, func(kind byte, path string) error {
+		if asJSON {
+			list = append(list, change{string(kind), path})
+			return nil
+		}
+		_, err := fmt.Printf("%c %s\n", kind, path)
+		return err
+	})
+	if err != nil || !asJSON {
+		return err
+	}
+	return printJSON(list)
+}
+
+func printJSON(v any) error {
+	enc := json.NewEncoder(os.Stdout)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// printFields prints a flat JSON object, one field per line, in its order.
+func printFields(object json.RawMessage) error {
+	dec := json.NewDecoder(bytes.NewReader(object))
+	dec.UseNumber()
+	if _, err := dec.Token(); err != nil { // the opening brace
+		return err
+	}
+	for dec.More() {
+		key, err := dec.Token()
+		if err != nil {
+			return err
+		}
+		var value any
+		if err := dec.Decode(&value); err != nil {
+			return err
+		}
+		fmt.Printf("%-14s %v\n", fmt.Sprint(key)+":", value)
+	}
+	return nil
+}

@@ -1,0 +1,177 @@
+package main
+
+import (
+	"encoding/json"
+	"io"
+	"log"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/layerfs/layerfs/branches"
+	"github.com/layerfs/layerfs/fs"
+	"github.com/layerfs/layerfs/internal/control"
+	"github.com/layerfs/layerfs/internal/errs"
+	"github.com/layerfs/layerfs/internal/fusedev"
+)
+
+const (
+	// With little live memory the collector would run every few thousand
+	// requests; nodes of a large tree make up most of what is live.
+	gcPercent = 200
+
+	// abandonTime is how long a signal waits for the lazy unmount to end
+	// the connection. Open files would keep it for ever.
+	abandonTime = 200 * time.Millisecond
+)
+
+// session is a live mount.
+type session struct {
+	mountpoint string
+	fs         *fs.FS
+	conn       *fusedev.Conn
+	log        *log.Logger
+	ended      chan error // what the request loop returned
+}
+
+// serve mounts, calls ready and handles requests until the unmount.
+func (inv *invocation) serve(ready func()) error {
+	debug.SetGCPercent(gcPercent)
+	raiseLimit()
+	signals := catchSignals() // from here on a signal leaves nothing behind
+
+	s, err := inv.open()
+	if err != nil {
+		return err
+	}
+	// The branches are open and the mountpoint is absolute: nothing needs
+	// these any more, and they would pin or change what is made.
+	unix.Umask(0)
+	if err := os.Chdir("/"); err != nil {
+		s.log.Print(err)
+	}
+	channel := s.listen()
+	ready()
+	err = s.wait(signals)
+	if channel != nil {
+		channel.Close()
+	}
+	s.conn.Close()
+	if closeErr := s.fs.Close(); err == nil {
+		err = closeErr
+	}
+	return err
+}
+
+// open opens the branches, mounts and starts the request loop.
+func (inv *invocation) open() (*session, error) {
+	logger := log.New(io.Discard, "", 0)
+	if inv.foreground {
+		logger = log.New(os.Stderr, "layerfs: ", log.LstdFlags|log.Lmsgprefix)
+	}
+	stack, err := branches.Open(inv.stack(inv.mountpoint))
+	if err != nil {
+		return nil, err
+	}
+	opts := inv.fileSystem()
+	opts.Log = logger
+	f, err := fs.New(stack, opts)
+	if err != nil {
+		stack.Close()
+		return nil, err
+	}
+	fuseOpts := f.FuseOptions()
+	fuseOpts.Debug = inv.debug
+	conn, err := fusedev.Mount(inv.mount(inv.mountpoint, fuseOpts.MaxWrite))
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	f.SetNotifier(conn)
+	s := &session{inv.mountpoint, f, conn, logger, make(chan error, 1)}
+	go func() { s.ended <- conn.Serve(f, fuseOpts) }()
+	return s, nil
+}
+
+// listen opens the channel for status and the like. A mount without one
+// works as well.
+func (s *session) listen() *control.Listener {
+	dev, err := control.Dev(s.mountpoint)
+	if err != nil {
+		s.log.Print(err)
+		return nil
+	}
+	l, err := control.Listen(dev, s.answer)
+	if err != nil {
+		s.log.Print(err)
+		return nil
+	}
+	return l
+}
+
+// answer carries out a command from the control channel.
+func (s *session) answer(cmd string, args json.RawMessage) (any, error) {
+	switch cmd {
+	case "status":
+		return s.fs.Status(), nil
+	case "branches":
+		return s.fs.Branches(), nil
+	case "trace":
+		var path string
+		if err := json.Unmarshal(args, &path); err != nil {
+			return nil, errs.New(errs.Usage, "trace: %w", err)
+		}
+		return s.fs.Trace(path)
+	}
+	return nil, errs.New(errs.Unsupported, "the daemon does not know %q: it is of another version", cmd)
+}
+
+func catchSignals() chan os.Signal {
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1)
+	signal.Ignore(syscall.SIGPIPE)
+	return signals
+}
+
+// wait returns when the mount has ended, by itself or by a signal.
+func (s *session) wait(signals chan os.Signal) error {
+	for {
+		select {
+		case err := <-s.ended:
+			return err
+		case sig := <-signals:
+			if sig == syscall.SIGUSR1 {
+				s.log.Printf("%d nodes", s.fs.Status().Nodes)
+				continue
+			}
+			return s.abandon()
+		}
+	}
+}
+
+// abandon unmounts at once; files that are still open are lost.
+func (s *session) abandon() error {
+	if err := fusedev.Unmount(s.mountpoint, true); err != nil && errs.Of(err) != errs.NotFound {
+		return err
+	}
+	select {
+	case err := <-s.ended:
+		return err
+	case <-time.After(abandonTime):
+		return nil
+	}
+}
+
+// raiseLimit allows as many open files as the system lets us have: each
+// open file of the mount is one of ours.
+func raiseLimit() {
+	var l syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l) == nil {
+		l.Cur = l.Max
+		_ = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &l) // as many as there are, then
+	}
+}

@@ -1,0 +1,130 @@
+package control
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/layerfs/layerfs/internal/errs"
+)
+
+// Handler answers a command; the reply must be JSON-able. It may be called
+// by several goroutines at once.
+type Handler func(cmd string, args json.RawMessage) (any, error)
+
+// Listener is the daemon's end of the channel.
+type Listener struct {
+	sock   *net.UnixListener
+	path   string
+	handle Handler
+	active sync.WaitGroup
+}
+
+// Listen opens the channel of the mount with the device number dev. A
+// socket that a dead daemon left is replaced: the number is ours now.
+func Listen(dev uint64, h Handler) (*Listener, error) {
+	var tried []error
+	for _, dir := range directories() {
+		l, err := listenIn(dir, dev, h)
+		if err == nil {
+			return l, nil
+		}
+		tried = append(tried, err)
+	}
+	return nil, fmt.Errorf("control channel: %w", errors.Join(tried...))
+}
+
+func listenIn(dir string, dev uint64, h Handler) (*Listener, error) {
+	if err := usable(dir); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(dir, socketName(dev))
+	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+		return nil, err
+	}
+	sock, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		sock.Close()
+		return nil, err
+	}
+	l := &Listener{sock: sock, path: path, handle: h}
+	go l.accept()
+	return l, nil
+}
+
+// Path is where the socket lies.
+func (l *Listener) Path() string { return l.path }
+
+// Close removes the socket and waits for the answers that are being given.
+func (l *Listener) Close() error {
+	err := l.sock.Close() // also unlinks it
+	done := make(chan struct{})
+	go func() {
+		l.active.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(100 * time.Millisecond): // the daemon has to end soon
+	}
+	return err
+}
+
+func (l *Listener) accept() {
+	for {
+		conn, err := l.sock.AcceptUnix()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			time.Sleep(10 * time.Millisecond) // out of descriptors, most likely
+			continue
+		}
+		l.active.Go(func() { l.serve(conn) })
+	}
+}
+
+// serve handles one connection. Strangers get no answer at all.
+func (l *Listener) serve(conn *net.UnixConn) {
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(deadline))
+	if trusted(conn, os.Geteuid()) != nil {
+		return
+	}
+	answer := l.answer(conn)
+	data, err := json.Marshal(answer)
+	if err != nil {
+		data, _ = json.Marshal(failed(err))
+	}
+	conn.Write(append(data, '\n'))
+}
+
+func (l *Listener) answer(conn io.Reader) (answer response) {
+	var req request
+	if err := json.NewDecoder(io.LimitReader(conn, maxRequest)).Decode(&req); err != nil {
+		return failed(errs.New(errs.Usage, "control channel: bad request: %w", err))
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			answer = failed(fmt.Errorf("%s: internal error: %v", req.Cmd, p))
+		}
+	}()
+	reply, err := l.handle(req.Cmd, req.Args)
+	if err != nil {
+		return failed(err)
+	}
+	data, err := json.Marshal(reply)
+	if err != nil {
+		return failed(err)
+	}
+	return response{Reply: data}
+}
