@@ -29,8 +29,8 @@ type Dir struct {
 	stack *Stack // immutable
 
 	mu     sync.Mutex
-	parent *Dir   // nil for the root. Protected by mu.
-	name   string // protected by mu
+	parent *Dir    // nil for the root. Protected by mu.
+	name   string  // protected by mu
 	parts  []*Part // top first; the slice is replaced, never changed. Protected by mu.
 }
 

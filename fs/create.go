@@ -487,4 +487,3 @@ func (f *FS) linkLocked(n *node, dirfd int, name string) error {
 	}
 	return sys.LinkFd(n.back.fd, dirfd, name)
 }
-
