@@ -179,18 +179,14 @@ func (f *FS) setAttr(n *node, in *fuse.SetAttrIn) error {
 }
 
 func (f *FS) chown(at location, in *fuse.SetAttrIn) error {
-	uid, gid, has := ^uint32(0), ^uint32(0), false
+	uid, gid := ^uint32(0), ^uint32(0)
 	if id, ok := in.GetUID(); ok {
-		if uid, has = f.storedUID(id); !has {
-			return unix.EINVAL
-		}
+		uid = f.storedUID(id)
 	}
 	if id, ok := in.GetGID(); ok {
-		if gid, has = f.storedGID(id); !has {
-			return unix.EINVAL
-		}
+		gid = f.storedGID(id)
 	}
-	if !has {
+	if uid == ^uint32(0) && gid == ^uint32(0) {
 		return nil
 	}
 	if f.opts.XattrPermissions != 0 {

@@ -163,12 +163,7 @@ func (f *FS) ownerOf(c *newcomer, dirfd int) (owner, error) {
 	if !o.acl {
 		o.mode &^= c.umask
 	}
-	var ok1, ok2 bool
-	o.uid, ok1 = f.storedUID(c.uid)
-	o.gid, ok2 = f.storedGID(c.gid)
-	if !ok1 || !ok2 {
-		return o, unix.EOVERFLOW
-	}
+	o.uid, o.gid = f.storedUID(c.uid), f.storedGID(c.gid)
 	if f.opts.XattrPermissions != 0 {
 		return o, nil
 	}

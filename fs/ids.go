@@ -22,18 +22,19 @@ func shown(m []IDMap, id uint32) uint32 {
 	return overflowID
 }
 
-// stored is the inverse of shown. ok is false for an id that has no place in
-// the branches.
-func stored(m []IDMap, id uint32) (uint32, bool) {
+// stored is the inverse of shown. What belongs to an id outside the mapping
+// is stored as the overflow id: Podman, root outside the container's own
+// namespace, makes /etc/mtab in such a mount.
+func stored(m []IDMap, id uint32) uint32 {
 	if len(m) == 0 {
-		return id, true
+		return id
 	}
 	for _, r := range m {
 		if id >= r.Inner && id-r.Inner < r.Len {
-			return r.Outer + (id - r.Inner), true
+			return r.Outer + (id - r.Inner)
 		}
 	}
-	return 0, false
+	return overflowID
 }
 
 func (f *FS) shownUID(id uint32) uint32 {
@@ -59,22 +60,22 @@ func (f *FS) shownGID(id uint32) uint32 {
 // storedUID returns the owner on disk of what belongs to id in the mount. In
 // a squashed mount everything belongs to one user, whoever asks; a daemon
 // that cannot give files away owns them itself.
-func (f *FS) storedUID(id uint32) (uint32, bool) {
+func (f *FS) storedUID(id uint32) uint32 {
 	switch {
 	case f.opts.SquashUID != nil && f.euid == 0:
-		return *f.opts.SquashUID, true
+		return *f.opts.SquashUID
 	case f.opts.SquashUID != nil || f.opts.SquashToRoot:
-		return f.euid, true
+		return f.euid
 	}
 	return stored(f.opts.UIDMap, id)
 }
 
-func (f *FS) storedGID(id uint32) (uint32, bool) {
+func (f *FS) storedGID(id uint32) uint32 {
 	switch {
 	case f.opts.SquashGID != nil && f.euid == 0:
-		return *f.opts.SquashGID, true
+		return *f.opts.SquashGID
 	case f.opts.SquashGID != nil || f.opts.SquashToRoot:
-		return f.egid, true
+		return f.egid
 	}
 	return stored(f.opts.GIDMap, id)
 }

@@ -26,6 +26,7 @@ func cmdUmount(args []string) error {
 	if err := isFuse(mountpoint); err != nil {
 		return err
 	}
+	control.Forget(mountpoint) // of a daemon that was killed
 	daemon := watchDaemon(mountpoint)
 	if err := fusedev.Unmount(mountpoint, *lazy); err != nil {
 		return err

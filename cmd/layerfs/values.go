@@ -139,12 +139,13 @@ func parseID(value string) (uint32, error) {
 	return uint32(id), nil
 }
 
-// setMapping reads INNER:OUTER:LEN triples. containers-storage puts a colon
+// setMapping reads OUTER:INNER:LEN triples: ids in the layers (those of the
+// container), ids that the mount shows for them. containers-storage puts a colon
 // before the first, and the manual of fuse-overlayfs commas between them.
 func setMapping(to *[]fs.IDMap, value string) error {
 	fields := strings.FieldsFunc(value, func(r rune) bool { return r == ':' || r == ',' })
 	if len(fields) == 0 || len(fields)%3 != 0 {
-		return badValue("a mapping is INNER:OUTER:LENGTH[:INNER:OUTER:LENGTH…]")
+		return badValue("a mapping is BRANCH-ID:SHOWN-ID:LENGTH[:…]")
 	}
 	*to = nil
 	for ; len(fields) > 0; fields = fields[3:] {
@@ -169,7 +170,7 @@ func parseTriple(fields []string) (fs.IDMap, error) {
 	if n[2] == 0 || n[0]+n[2] > 1<<32 || n[1]+n[2] > 1<<32 {
 		return fs.IDMap{}, badValue("%s is not a range of ids", strings.Join(fields, ":"))
 	}
-	return fs.IDMap{Inner: uint32(n[0]), Outer: uint32(n[1]), Len: uint32(n[2])}, nil
+	return fs.IDMap{Outer: uint32(n[0]), Inner: uint32(n[1]), Len: uint32(n[2])}, nil
 }
 
 func setXattrPermissions(s *settings, value string) error {

@@ -83,8 +83,8 @@ func DaemonPID(mountpoint string) (int, error) {
 // FUSE. It asks the kernel only for what it knows, so that it works, and
 // does not wait, when the daemon does not answer.
 func Dev(mountpoint string) (uint64, error) {
-	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, mountpoint, unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st); err != nil {
+	dev, err := devOf(mountpoint)
+	if err != nil {
 		return 0, mountError(mountpoint, err)
 	}
 	var fs unix.Statfs_t
@@ -94,7 +94,35 @@ func Dev(mountpoint string) (uint64, error) {
 	if fs.Type != fuseMagic {
 		return 0, errs.New(errs.NotFound, "%s is not a layerfs mount", mountpoint)
 	}
+	return dev, nil
+}
+
+func devOf(path string) (uint64, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st); err != nil {
+		return 0, err
+	}
 	return unix.Mkdev(st.Dev_major, st.Dev_minor), nil
+}
+
+// Forget removes the sockets that a dead daemon of the mount has left.
+func Forget(mountpoint string) {
+	dev, err := devOf(mountpoint)
+	if err != nil {
+		return
+	}
+	for _, dir := range directories() {
+		if safe(dir) != nil {
+			continue
+		}
+		path := filepath.Join(dir, socketName(dev))
+		conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+		if err == nil {
+			conn.Close()
+		} else if errors.Is(err, unix.ECONNREFUSED) {
+			_ = os.Remove(path) // the next mount replaces it otherwise
+		}
+	}
 }
 
 func mountError(mountpoint string, err error) error {
