@@ -50,8 +50,13 @@ func (f *FS) rename(from, to *side, flags uint32) error {
 	if err := f.readySide(from); err != nil {
 		return err
 	}
-	if flags&sys.RenameExchange != 0 {
+	switch {
+	case flags&sys.RenameExchange != 0:
 		if err := f.readySide(to); err != nil {
+			return err
+		}
+	case f.format.Dialect == whiteout.Xattr:
+		if err := f.readyVictim(to); err != nil {
 			return err
 		}
 	}
@@ -90,6 +95,25 @@ func (f *FS) readySide(s *side) error {
 	defer f.table.forget(n.id, 1)
 	if n.isDir() && len(n.dir.tree.Lowers()) > 0 && !f.opts.RedirectDir {
 		return unix.EXDEV
+	}
+	return f.copyUp(n, allData)
+}
+
+// readyVictim brings a directory that a rename may replace into the upper:
+// moveLeavingXattrWhiteout lets it change places with the one that is moved.
+func (f *FS) readyVictim(to *side) error {
+	to.parent.dir.mu.RLock()
+	n, _, err := f.lookup(to.parent, to.name)
+	to.parent.dir.mu.RUnlock()
+	if err == unix.ENOENT {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.table.forget(n.id, 1)
+	if !n.isDir() {
+		return nil
 	}
 	return f.copyUp(n, allData)
 }
