@@ -111,7 +111,9 @@ func (f *FS) openForced(at location) (int, error) {
 	return fd, err
 }
 
-// pinLocked keeps n's file open because its last name is about to go.
+// pinLocked opens n's file, until the last close or until the kernel forgets
+// it, because its last name is about to go. Failing to is no error: then only
+// those who come too late find nothing.
 // Preconditions: n.mu is held.
 func (f *FS) pinLocked(n *node) {
 	if n.back != nil || n.typ != unix.S_IFREG {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/layerfs/layerfs/branches"
 	"github.com/layerfs/layerfs/internal/sys"
+	"github.com/layerfs/layerfs/whiteout"
 )
 
 // linkIndex keeps the names of one lower inode together when it is copied up
@@ -18,32 +19,103 @@ import (
 // was copied up, a link to its copy, called by the lower inode's persistent
 // handle. A lookup of another lower name of that inode finds the copy there.
 // The copy carries its key and the difference between its links on disk and
-// in the union, so that a lost index grows again as files are seen.
+// in the union. The root of an upper with such copies is marked, so that a
+// lost index is built again from them at the next mount.
+//
+// A copy whose last name in the upper goes while names in lowers remain is
+// kept in the upper under .wh..wh.plnk: a work directory may be thrown away,
+// an upper may not.
 type linkIndex struct {
-	fd   int         // O_PATH descriptor, -1 for a read-only mount. Immutable.
-	some atomic.Bool // the index may have entries
+	fd     int         // O_PATH descriptor, -1 for a read-only mount. Immutable.
+	upper  int         // root of the upper. Immutable.
+	ns     string      // of the attributes. Immutable.
+	some   atomic.Bool // the index may have entries
+	marked atomic.Bool // the upper carries linksAttr
 }
 
+const linksAttr = "layerfs.links" // on the root of an upper: some files have link records
+
 func openLinks(f *FS) (*linkIndex, error) {
-	l := &linkIndex{fd: -1}
+	l := &linkIndex{fd: -1, ns: string(f.format.NS)}
 	if f.work == nil {
 		return l, nil
 	}
-	if err := sys.Mkdir(f.work.Keep, "links", 0700); err != nil && err != unix.EEXIST {
+	l.upper = f.stack.Upper().Root
+	_, err := sys.GetXattrInto(l.upper, "", l.ns+linksAttr, nil)
+	l.marked.Store(err == nil)
+	err = sys.Mkdir(f.work.Keep, "links", 0700)
+	lost := err == nil && l.marked.Load()
+	if err != nil && err != unix.EEXIST {
 		return nil, fmt.Errorf("making the link index: %w", err)
 	}
-	fd, err := sys.OpenDir(f.work.Keep, "links")
-	if err != nil {
+	if l.fd, err = sys.OpenDir(f.work.Keep, "links"); err != nil {
 		return nil, fmt.Errorf("opening the link index: %w", err)
 	}
-	entries, err := sys.ReadDirAt(fd)
+	if lost {
+		if err := l.rebuild(l.upper, "."); err != nil {
+			return nil, fmt.Errorf("rebuilding the link index: %w", err)
+		}
+	}
+	entries, err := sys.ReadDirAt(l.fd)
 	if err != nil {
-		sys.Close(fd)
 		return nil, fmt.Errorf("reading the link index: %w", err)
 	}
-	l.fd = fd
 	l.some.Store(len(entries) > 0)
 	return l, nil
+}
+
+// rebuild enters every file below name in dirfd that carries a link record.
+func (l *linkIndex) rebuild(dirfd int, name string) error {
+	fd, err := sys.OpenIn(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer sys.Close(fd)
+	entries, err := sys.ReadDir(fd)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		switch {
+		case e.Type == unix.DT_DIR:
+			err = l.rebuild(fd, e.Name)
+		case e.Type != unix.DT_CHR:
+			key, _, ok := l.record(location{fd, e.Name, noRelease})
+			if ok {
+				err = sys.Link(fd, e.Name, l.fd, key)
+			}
+		}
+		if err != nil && err != unix.EEXIST {
+			return err
+		}
+	}
+	return nil
+}
+
+// mark notes on the upper that it has link records.
+func (l *linkIndex) mark() {
+	l.some.Store(true)
+	if !l.marked.Swap(true) {
+		_ = sys.SetXattr(l.upper, "", l.ns+linksAttr, []byte("y"), 0)
+	}
+}
+
+// record reads the link record of a file; one that makes no sense is none.
+func (l *linkIndex) record(at location) (key string, adj int32, ok bool) {
+	v, err := sys.GetXattr(at.fd, at.name, l.ns+linkAttr)
+	if err != nil {
+		return "", 0, false
+	}
+	if _, err := fmt.Sscanf(string(v), "%s %d", &key, &adj); err != nil || len(key) < 2 || len(key) > 201 {
+		return "", 0, false
+	}
+	for i, c := range key {
+		hexDigit := c >= '0' && c <= '9' || c >= 'a' && c <= 'f'
+		if i == 0 && c != 'h' && c != 'i' || i > 0 && !hexDigit {
+			return "", 0, false
+		}
+	}
+	return key, adj, true
 }
 
 func (l *linkIndex) close() {
@@ -91,30 +163,18 @@ func (f *FS) linkedUp(parent *node, name string, res *branches.Resolution, ident
 	return n, nil
 }
 
-// recallLink reads what a copied-up file says of its links, and puts it back
-// into the index if it is missing there.
+// recallLink gives n what its file says of its links.
 func (f *FS) recallLink(at location, n *node) {
-	v, err := sys.GetXattr(at.fd, at.name, string(f.format.NS)+linkAttr)
-	if err != nil {
+	if f.links.fd < 0 || !f.links.some.Load() {
 		return
 	}
-	var key string
-	var adj int32
-	if _, err := fmt.Sscanf(string(v), "%s %d", &key, &adj); err != nil || len(key) > 201 || key[0] != 'h' && key[0] != 'i' {
+	key, adj, ok := f.links.record(at)
+	if !ok {
 		return
 	}
-	if _, err := hex.DecodeString(key[1:]); key[0] == 'h' && err != nil {
+	if _, err := sys.StatAt(f.links.fd, key, 0); err != nil {
 		return
 	}
-	if f.links.fd < 0 {
-		return
-	}
-	if at.fd != f.links.fd {
-		if _, err := sys.StatAt(f.links.fd, key, 0); err == unix.ENOENT && sys.Link(at.fd, at.name, f.links.fd, key) != nil {
-			return
-		}
-	}
-	f.links.some.Store(true)
 	n.link, n.adj = key, adj
 }
 
@@ -131,7 +191,7 @@ func (f *FS) indexCopy(n *node, low location, tmp string, st *sys.Stat) {
 	if sys.Link(f.work.Tmp, tmp, f.links.fd, key) != nil {
 		return
 	}
-	f.links.some.Store(true)
+	f.links.mark()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.adj += int32(st.Nlink) - 2 // the copy has its own name and the one in the index
@@ -164,11 +224,31 @@ func (f *FS) dropIndexLocked(n *node) {
 	if err != nil || int64(st.Nlink)+int64(n.adj) > 0 {
 		return
 	}
-	if n.opens > 0 {
-		f.pinLocked(n)
-	}
+	f.pinLocked(n)
 	_ = sys.Unlink(f.links.fd, n.link)
+	_ = sys.Unlink(f.links.upper, whiteout.LinkDir+"/"+n.link)
 	n.link = ""
+}
+
+// keepOrphanLocked keeps the file of n in the upper though its last name
+// there is about to go, because names in lowers remain.
+// Preconditions: n.mu is held.
+func (f *FS) keepOrphanLocked(n *node) error {
+	st, err := sys.StatAt(f.links.fd, n.link, 0)
+	if err != nil || int64(st.Nlink)+int64(n.adj) <= 1 {
+		return err // that name is the last of all
+	}
+	if err := sys.Mkdir(f.links.upper, whiteout.LinkDir, 0700); err != nil && err != unix.EEXIST {
+		return err
+	}
+	err = sys.Link(f.links.fd, n.link, f.links.upper, whiteout.LinkDir+"/"+n.link)
+	if err == unix.EEXIST {
+		return nil
+	}
+	if err == nil {
+		f.aliasGoneLocked(n) // one more link on disk, none more in the union
+	}
+	return err
 }
 
 // materializeLocked gives n's alias (dir, name) in a lower a real name in

@@ -91,8 +91,10 @@ func (f *FS) takeOutLocked(parent *node, name string, n *node, inUpper bool) err
 		return err
 	}
 	defer to.release()
-	if n.opens > 0 && inUpper && f.lastUpperLocked(n) {
-		f.pinLocked(n)
+	if inUpper && f.lastUpperLocked(n) {
+		if err := f.beforeLastLocked(n); err != nil {
+			return err
+		}
 	}
 	if covers {
 		return f.whiteOut(tree, to, n.isDir(), inUpper)
@@ -103,7 +105,19 @@ func (f *FS) takeOutLocked(parent *node, name string, n *node, inUpper bool) err
 	return sys.Unlink(to.fd, to.name)
 }
 
-// lastUpperLocked reports whether n's file can be reached by one name only.
+// beforeLastLocked readies n for the loss of its last known name in the
+// upper. Somebody may have the file open, or be about to open it, having
+// looked its name up just before: it stays reachable until the kernel forgets it.
+// Preconditions: n.mu is held.
+func (f *FS) beforeLastLocked(n *node) error {
+	if n.link != "" {
+		return f.keepOrphanLocked(n)
+	}
+	f.pinLocked(n)
+	return nil
+}
+
+// lastUpperLocked reports whether n has one known name in the upper.
 func (f *FS) lastUpperLocked(n *node) bool {
 	count := 0
 	for _, p := range n.names {
@@ -111,7 +125,7 @@ func (f *FS) lastUpperLocked(n *node) bool {
 			count++
 		}
 	}
-	return count <= 1 && n.link == ""
+	return count <= 1
 }
 
 // whiteOut puts a whiteout over name at in the upper part of tree, and takes

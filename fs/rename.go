@@ -296,8 +296,10 @@ func (f *FS) replace(from, to *side, flags uint32) error {
 	if err := f.materializeSide(from); err != nil {
 		return err
 	}
-	if to.n != nil && to.n.opens > 0 && to.res.InUpper() && f.lastUpperLocked(to.n) {
-		f.pinLocked(to.n)
+	if to.n != nil && to.res.InUpper() && f.lastUpperLocked(to.n) {
+		if err := f.beforeLastLocked(to.n); err != nil {
+			return err
+		}
 	}
 	if err := f.moveOnDisk(from, to); err != nil {
 		return err

@@ -7,6 +7,7 @@ const (
 	Prefix     = ".wh."         // AUFS: .wh.NAME is a whiteout of NAME
 	OpaqueFile = ".wh..wh..opq" // AUFS: the directory it lies in is opaque
 	Base       = ".wh..wh.aufs" // AUFS: the file that whiteouts are links of
+	LinkDir    = ".wh..wh.plnk" // AUFS: pseudo-links; here copies whose names are all in lowers
 	FormatFile = ".wh..wh.layerfs"
 	PrivateDir = ".wh..wh.layerfs.d" // work directory of a br= branch, which has none of its own
 )
