@@ -32,7 +32,7 @@ type node struct {
 	upper bool     // the file is in the upper. Never goes back. Protected by mu.
 	adj   int32    // links in the union = links on disk + adj. Protected by mu.
 	link  string   // key in the link index, "" for none. Protected by mu.
-	back  *backing // the open file, while opens > 0. Protected by mu.
+	back  *backing // the open file, while opens > 0 or no name is left. Protected by mu.
 	opens int      // handles. Protected by mu.
 }
 

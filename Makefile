@@ -1,0 +1,60 @@
+# Developer entry points. `make` alone lists them.
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+PREFIX  ?= /usr/local
+MANDIR  ?= $(PREFIX)/share/man
+# mount(8) looks for its helpers in /sbin only.
+SBINDIR ?= /sbin
+LOWER   ?= /
+ROUNDS  ?= 3
+
+export GOFLAGS ?= -trimpath
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## bin/layerfs, one static binary
+	CGO_ENABLED=0 go build -ldflags '-s -w -X main.version=$(VERSION)' -o bin/layerfs ./cmd/layerfs
+
+.PHONY: demo
+demo: ## the main job on real input: a merged root over LOWER=/, changed from inside
+	@tests/need.sh demo
+	@$(MAKE) --no-print-directory build
+	@LOWER='$(LOWER)' tests/demo/demo.sh
+
+.PHONY: test
+test: ## every test, as root and as an ordinary user; installs what it lacks
+	@tests/need.sh test
+	@$(MAKE) --no-print-directory build
+	@tests/run.sh
+
+.PHONY: test-podman
+test-podman: ## Podman and Buildah on layerfs against fuse-overlayfs, rootful and rootless
+	@$(MAKE) --no-print-directory build
+	@tests/podman/run.sh
+
+.PHONY: lint
+lint: ## formatting, vet, and who may import whom
+	@test -z "$$(gofmt -l .)" || { echo "not formatted (gofmt -w .):"; gofmt -l .; exit 1; }
+	go vet ./...
+	go test ./internal/lint
+
+.PHONY: bench
+bench: ## layerfs, kernel overlay and fuse-overlayfs in turn on a fresh file system (root)
+	@tests/need.sh bench
+	@$(MAKE) --no-print-directory build
+	@ROUNDS='$(ROUNDS)' tests/bench/bench.sh
+
+.PHONY: install
+install: build ## binary, helpers for mount(8), manual page (PREFIX, DESTDIR)
+	install -D -m 755 bin/layerfs '$(DESTDIR)$(PREFIX)/bin/layerfs'
+	install -d '$(DESTDIR)$(SBINDIR)'
+	ln -sf '$(PREFIX)/bin/layerfs' '$(DESTDIR)$(SBINDIR)/mount.layerfs'
+	ln -sf '$(PREFIX)/bin/layerfs' '$(DESTDIR)$(SBINDIR)/mount.fuse.layerfs'
+	install -D -m 644 doc/layerfs.8 '$(DESTDIR)$(MANDIR)/man8/layerfs.8'
+
+.PHONY: clean
+clean: ## remove what the other targets made here
+	rm -rf bin

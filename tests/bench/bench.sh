@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# bench.sh: compares native, kernel overlay, layerfs, fuse-overlayfs and
+# unionfs-fuse (those that are there) on a fresh ext4 in a loop device. The
+# tree is Debian's minbase (cached in $LAYERFS_CACHE); with LAYERFS_BENCH_SHORT=1
+# a smaller one made up on the spot, in one round. Root only: it needs the loop
+# device, kernel overlay and dropped caches.
+set -eu
+cd "$(dirname "$0")/../.."
+if [ "$(id -u)" != 0 ]; then
+	echo "the benchmark needs root: a loop device, kernel overlay, dropped caches" >&2
+	exit 1
+fi
+short=${LAYERFS_BENCH_SHORT:-}
+D=$(mktemp -d /var/tmp/layerfs-bench-XXXXXX)
+chmod 755 "$D"
+clean() {
+	for m in $(awk -v d="$D/" 'index($5, d) == 1 {print $5}' /proc/self/mountinfo | sort -r); do umount -l "$m" || true; done
+	rm -rf "$D"
+}
+trap clean EXIT
+trap 'exit 130' INT TERM
+
+CGO_ENABLED=0 go build -o "$D/bench" ./tests/bench
+if ! truncate -s "$([ -n "$short" ] && echo 3G || echo 10G)" "$D/img" || ! mkfs.ext4 -q "$D/img"; then exit 1; fi
+mkdir "$D/fs"
+mount -o loop "$D/img" "$D/fs"
+mkdir "$D/fs/lower"
+if [ -z "$short" ]; then
+	cache=${LAYERFS_CACHE:-/var/cache/layerfs}
+	mkdir -p "$cache"
+	if [ ! -e "$cache/minbase.tar" ]; then
+		mmdebstrap --quiet --variant=minbase bookworm "$cache/minbase.tar.new"
+		mv "$cache/minbase.tar.new" "$cache/minbase.tar"
+	fi
+	tar -C "$D/fs/lower" -xf "$cache/minbase.tar"
+fi
+"$D/bench" -dir "$D/fs" -layerfs "$PWD/bin/layerfs" -rounds "${ROUNDS:-3}" ${short:+-short}
