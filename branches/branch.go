@@ -22,6 +22,7 @@ type Branch struct {
 	mountRel  string // path of our mountpoint below Root, "" when it is not inside
 	hidden    []inode
 	HasMounts bool // something is mounted below Root
+	NoSuid    bool // its mount ignores set-user-id bits and file capabilities
 	override  int  // stat-override mode found in the branch root, see fs
 }
 

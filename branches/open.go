@@ -43,6 +43,9 @@ func openBranch(index int, spec Spec, cfg Config) (*Branch, error) {
 		return nil, errs.New(errs.Failed, "branch %s cannot be read: %w", spec.Path, err)
 	}
 	b.HasMounts = mountsBelow(b.Path)
+	if fs, err := sys.Statfs(fd); err == nil {
+		b.NoSuid = fs.Flags&unix.ST_NOSUID != 0
+	}
 	b.detectOverride()
 	return b, nil
 }

@@ -57,6 +57,9 @@ func (f *FS) copyUpFile(n *node, limit int64) error {
 		return err
 	}
 	f.applyOverride(n.low.part.Branch, low.fd, low.name, &st)
+	if f.wouldElevate(n.low.part.Branch) {
+		st.Mode &^= unix.S_ISUID | unix.S_ISGID
+	}
 	tmp := f.work.Name()
 	back, err := f.copyBody(n, low, tmp, &st, limit)
 	if err == nil {
@@ -93,7 +96,7 @@ func (f *FS) copyBody(n *node, low location, tmp string, st *sys.Stat, limit int
 	if err != nil {
 		return back, err
 	}
-	if err := f.copyAttributes(low, location{f.work.Tmp, tmp, noRelease}, st); err != nil {
+	if err := f.copyAttributes(low, location{f.work.Tmp, tmp, noRelease}, st, n.low.part.Branch); err != nil {
 		return back, err
 	}
 	f.setOrigin(f.work.Tmp, tmp, n.ino)
@@ -127,9 +130,15 @@ func (f *FS) copyContent(n *node, low location, tmp string, st *sys.Stat, limit 
 	return back, sys.CopyData(dst, src, size)
 }
 
+// wouldElevate reports whether a set-user-id bit or a capability that means
+// nothing in b would mean something in the upper (CVE-2023-0386).
+func (f *FS) wouldElevate(b *branches.Branch) bool {
+	return b.NoSuid && !f.stack.Upper().NoSuid
+}
+
 // copyAttributes gives the copy at to what st and the extended attributes of
-// the file at from say: owner, attributes, mode, and last the times.
-func (f *FS) copyAttributes(from, to location, st *sys.Stat) error {
+// the file at from, which lies in branch, say: owner, attributes, mode, and last the times.
+func (f *FS) copyAttributes(from, to location, st *sys.Stat, branch *branches.Branch) error {
 	mode := st.Mode & 07777
 	if f.opts.XattrPermissions != 0 {
 		if err := f.setOverride(to.fd, to.name, st); err != nil {
@@ -145,7 +154,7 @@ func (f *FS) copyAttributes(from, to location, st *sys.Stat) error {
 			mode &^= unix.S_ISUID | unix.S_ISGID
 		}
 	}
-	if err := f.copyXattrs(from, to); err != nil {
+	if err := f.copyXattrs(from, to, f.wouldElevate(branch)); err != nil {
 		return err
 	}
 	if st.Type() != unix.S_IFLNK && f.opts.XattrPermissions == 0 {
@@ -159,7 +168,7 @@ func (f *FS) copyAttributes(from, to location, st *sys.Stat) error {
 // copyXattrs copies the extended attributes, ACLs and capabilities included,
 // by value. What the user may not set is left out, as cp -a does; other
 // errors end the copy-up.
-func (f *FS) copyXattrs(from, to location) error {
+func (f *FS) copyXattrs(from, to location, noCapability bool) error {
 	attrs, err := sys.ListXattr(from.fd, from.name)
 	if err == unix.EOPNOTSUPP || err == unix.EXDEV {
 		return nil
@@ -168,7 +177,7 @@ func (f *FS) copyXattrs(from, to location) error {
 		return err
 	}
 	for _, a := range attrs {
-		if whiteout.ReservedXattr(a) || a == "security.evm" {
+		if whiteout.ReservedXattr(a) || a == "security.evm" || noCapability && a == "security.capability" {
 			continue
 		}
 		v, err := sys.GetXattr(from.fd, from.name, a)
@@ -372,14 +381,14 @@ func (f *FS) copyDirBody(n *node, tmp string) error {
 		return err
 	}
 	if n.fixed != nil {
-		return f.copyAttributes(to, to, &st)
+		return f.copyAttributes(to, to, &st, f.stack.Upper())
 	}
 	from, err := f.topOf(n.dir.tree)
 	if err != nil {
 		return err
 	}
 	defer from.release()
-	return f.copyAttributes(from, to, &st)
+	return f.copyAttributes(from, to, &st, n.dir.tree.Parts()[0].Branch)
 }
 
 func (f *FS) topOf(d *branches.Dir) (location, error) {

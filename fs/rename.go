@@ -332,7 +332,7 @@ func (f *FS) clearVictim(to *side) error {
 			return err
 		}
 		defer f.work.Discard(tmp)
-		if err := f.copyAttributes(location{to.fd, to.name, noRelease}, location{f.work.Tmp, tmp, noRelease}, &to.res.Stat); err != nil {
+		if err := f.copyAttributes(location{to.fd, to.name, noRelease}, location{f.work.Tmp, tmp, noRelease}, &to.res.Stat, f.stack.Upper()); err != nil {
 			return err
 		}
 		if err := f.format.SetOpaque(f.work.Tmp, tmp); err != nil {

@@ -29,7 +29,7 @@ if [ -z "$short" ]; then
 	cache=${LAYERFS_CACHE:-/var/cache/layerfs}
 	mkdir -p "$cache"
 	if [ ! -e "$cache/minbase.tar" ]; then
-		mmdebstrap --quiet --variant=minbase bookworm "$cache/minbase.tar.new"
+		mmdebstrap --quiet --format=tar --variant=minbase bookworm "$cache/minbase.tar.new"
 		mv "$cache/minbase.tar.new" "$cache/minbase.tar"
 	fi
 	tar -C "$D/fs/lower" -xf "$cache/minbase.tar"

@@ -30,10 +30,10 @@ show() { printf '   $ %s\n' "$*"; "$@" | awk 'NR <= 10 {print "   " $0} END {if 
 first() { for p; do [ -e "$LOWER/$p" ] && { echo "$p"; break; }; done; return 0; }
 # What is changed, deleted and renamed: known places of a Debian root, else
 # the first file and directories there are.
-file=$(first etc/passwd) dead=$(first usr/share/doc) moved=$(first etc/apt)
 dirs=$(cd "$LOWER" && find . -mindepth 1 -maxdepth 1 -type d ! -name proc ! -name sys ! -name dev -printf '%P\n' | sort)
-file=${file:-$(cd "$LOWER" && find . -xdev -type f -size -100k -readable -printf '%P\n' 2>/dev/null | sort | head -1)}
+dead=$(first usr/share/doc) moved=$(first etc/apt) file=$(first etc/passwd)
 dead=${dead:-$(echo "$dirs" | sed -n 1p)} moved=${moved:-$(echo "$dirs" | sed -n 2p)}
+file=${file:-$(cd "$LOWER" && find . -xdev -type f -size -100k -readable ! -path "./$dead/*" ! -path "./$moved/*" -printf '%P\n' 2>/dev/null | sort | head -1)}
 for p in "$file" "$dead" "$moved"; do
 	[ -n "$p" ] || { echo "$LOWER has too little in it for a demonstration: a file and two directories are wanted" >&2; exit 1; }
 done

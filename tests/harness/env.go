@@ -73,7 +73,7 @@ type Result struct {
 }
 
 // runTimeout ends a program that hangs: a failure, but a readable one.
-const runTimeout = 60 * time.Second
+const runTimeout = 300 * time.Second
 
 // Layerfs runs the program in the directory of the test.
 func (e *Env) Layerfs(args ...string) Result {

@@ -153,6 +153,7 @@ func Names(t testing.TB, root string) []string {
 // DumpOptions says what of a tree is compared.
 type DumpOptions struct {
 	Times bool                   // mtimes, to the nanosecond
+	Names bool                   // of link groups the names only, not st_nlink
 	Skip  func(rel string) bool  // what to leave out, with all below it
 	Xattr func(name string) bool // which attributes count; nil: all but the union's own
 }
@@ -177,7 +178,7 @@ func Dump(t testing.TB, root string, o DumpOptions) []string {
 			isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
 			k := id{st.Dev, st.Ino}
 			if !emit {
-				if !isDir && st.Nlink > 1 {
+				if !isDir {
 					links[k] = append(links[k], rel)
 				}
 				return
@@ -193,8 +194,11 @@ func Dump(t testing.TB, root string, o DumpOptions) []string {
 			case unix.S_IFCHR, unix.S_IFBLK:
 				line += fmt.Sprintf(" dev=%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
 			}
-			if !isDir && st.Nlink > 1 {
-				line += fmt.Sprintf(" nlink=%d{%s}", st.Nlink, strings.Join(links[k], ","))
+			if !isDir && len(links[k]) > 1 {
+				line += " links{" + strings.Join(links[k], ",") + "}"
+			}
+			if !isDir && !o.Names && st.Nlink > 1 {
+				line += fmt.Sprintf(" nlink=%d", st.Nlink)
 			}
 			if o.Times {
 				line += fmt.Sprintf(" mtime=%d.%09d", st.Mtim.Sec, st.Mtim.Nsec)

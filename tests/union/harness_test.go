@@ -77,7 +77,11 @@ type box struct {
 func newBox(t *testing.T) *box {
 	t.Helper()
 	needFUSE(t)
-	dir, err := os.MkdirTemp("/var/tmp", "layerfs-test-")
+	base := os.Getenv("LAYERFS_TEST_DIR")
+	if base == "" {
+		base = "/var/tmp" // a real file system, which /tmp need not be
+	}
+	dir, err := os.MkdirTemp(base, "layerfs-test-")
 	require.NoError(t, err)
 	require.NoError(t, os.Chmod(dir, 0755))
 	b := &box{t: t, dir: dir, lower: dir + "/lower", upper: dir + "/upper", work: dir + "/work", mnt: dir + "/mnt"}
@@ -138,7 +142,7 @@ func (b *box) mountWith(options, mnt string) (umount func()) {
 			b.t.Errorf("unmounting: %v", err)
 			unix.Unmount(mnt, unix.MNT_DETACH)
 		}
-		if !goneWithin(pid, 2*time.Second) {
+		if !goneWithin(pid, 10*time.Second) {
 			b.t.Errorf("daemon %d outlives its mount", pid)
 		}
 		if left, _ := os.ReadDir(b.work + "/work"); len(left) > 0 {
