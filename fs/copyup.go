@@ -57,9 +57,6 @@ func (f *FS) copyUpFile(n *node, limit int64) error {
 		return err
 	}
 	f.applyOverride(n.low.part.Branch, low.fd, low.name, &st)
-	if f.wouldElevate(n.low.part.Branch) {
-		st.Mode &^= unix.S_ISUID | unix.S_ISGID
-	}
 	tmp := f.work.Name()
 	back, err := f.copyBody(n, low, tmp, &st, limit)
 	if err == nil {
@@ -73,7 +70,19 @@ func (f *FS) copyUpFile(n *node, limit int64) error {
 		f.work.Discard(tmp)
 		return err
 	}
+	f.announceLoss(n, &st)
 	return nil
+}
+
+// announceLoss tells the kernel when the copy of n could not keep the owner or
+// the mode that it had: was is what the kernel may have in its cache.
+func (f *FS) announceLoss(n *node, was *sys.Stat) {
+	n.mu.Lock()
+	now, err := f.statLocked(n)
+	n.mu.Unlock()
+	if err != nil || now.Mode != was.Mode || now.UID != was.UID || now.GID != was.GID {
+		f.inval(n, -1)
+	}
 }
 
 // copyBody makes the copy of n under the temporary name tmp, complete in data
@@ -140,6 +149,9 @@ func (f *FS) wouldElevate(b *branches.Branch) bool {
 // the file at from, which lies in branch, say: owner, attributes, mode, and last the times.
 func (f *FS) copyAttributes(from, to location, st *sys.Stat, branch *branches.Branch) error {
 	mode := st.Mode & 07777
+	if f.wouldElevate(branch) && !st.IsDir() {
+		mode &^= unix.S_ISUID | unix.S_ISGID
+	}
 	if f.opts.XattrPermissions != 0 {
 		if err := f.setOverride(to.fd, to.name, st); err != nil {
 			return err
@@ -334,7 +346,8 @@ func (f *FS) copyUpDir(n *node) error {
 		return err
 	}
 	tmp := f.work.Name()
-	if err := f.copyDirBody(n, tmp); err != nil {
+	was, err := f.copyDirBody(n, tmp)
+	if err != nil {
 		f.work.Discard(tmp)
 		return err
 	}
@@ -348,6 +361,7 @@ func (f *FS) copyUpDir(n *node) error {
 	}
 	to, err := acquire(p.dir.dir.tree, p.dir.dir.tree.Upper(), p.name)
 	if err != nil {
+		f.work.Discard(tmp)
 		return err
 	}
 	defer to.release()
@@ -366,29 +380,34 @@ func (f *FS) copyUpDir(n *node) error {
 	n.upper = true
 	n.names[0].upper = true
 	n.dir.tree.AddUpper()
+	if st, err := f.statLocked(n); err != nil || st.UID != was.UID || st.GID != was.GID || st.Mode != was.Mode {
+		f.inval(n, -1)
+	}
 	return nil
 }
 
-func (f *FS) copyDirBody(n *node, tmp string) error {
+// copyDirBody makes the copy of directory n under the temporary name tmp and
+// returns the attributes that n has had so far.
+func (f *FS) copyDirBody(n *node, tmp string) (sys.Stat, error) {
 	if err := sys.Mkdir(f.work.Tmp, tmp, 0700); err != nil {
-		return err
+		return sys.Stat{}, err
 	}
 	to := location{f.work.Tmp, tmp, noRelease}
 	n.mu.Lock()
 	st, err := f.statLocked(n)
 	n.mu.Unlock()
 	if err != nil {
-		return err
+		return st, err
 	}
 	if n.fixed != nil {
-		return f.copyAttributes(to, to, &st, f.stack.Upper())
+		return st, f.copyAttributes(to, to, &st, f.stack.Upper())
 	}
 	from, err := f.topOf(n.dir.tree)
 	if err != nil {
-		return err
+		return st, err
 	}
 	defer from.release()
-	return f.copyAttributes(from, to, &st, n.dir.tree.Parts()[0].Branch)
+	return st, f.copyAttributes(from, to, &st, n.dir.tree.Parts()[0].Branch)
 }
 
 func (f *FS) topOf(d *branches.Dir) (location, error) {

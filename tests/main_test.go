@@ -5,6 +5,7 @@ import (
 	"os"
 	"syscall"
 	"testing"
+	"unsafe"
 
 	"github.com/stretchr/testify/require"
 
@@ -43,3 +44,6 @@ func exists(p string) bool {
 	_, err := os.Lstat(p)
 	return err == nil
 }
+
+// ptr is for reading what the kernel has put into a buffer.
+func ptr(b []byte) unsafe.Pointer { return unsafe.Pointer(&b[0]) }

@@ -4,7 +4,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -61,7 +60,7 @@ func TestUserChangesWhatRootOwns(t *testing.T) {
 		stat -c %a d/changed
 		cd /
 	`)
-	require.Equal(t, "closed closed/f d d/changed d/moded d/moved2 d/tree2 d/tree2/x d/tree2/y 23more\n4666\n", strings.ReplaceAll(out, "\n4666", "4666"), "got %q", out)
+	require.Equal(t, "closed closed/f d d/changed d/moded d/moved2 d/tree2 d/tree2/x d/tree2/y 23more\n666\n", out)
 }
 
 // The whole root of the machine as a lower, with the upper, the work
