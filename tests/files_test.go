@@ -209,16 +209,15 @@ func TestLayerfsOnLayerfs(t *testing.T) {
 	m2 = m2.Remount(opts)
 	require.Equal(t, []string{"e/", "e/b=changed"}, harness.Names(t, m2.Point))
 	m2.Unmount()
-	// The upper, too, may lie in a mount of layerfs: its device whiteouts are
-	// refused there and the dialect that is probed at mount is another.
+	// An upper cannot lie in the tree of another mount, which keeps every
+	// dialect's records to itself. That must be said, and leave nothing.
 	for _, d := range []string{"up", "work"} {
 		require.NoError(t, os.Mkdir(m.P(d), 0755))
 	}
-	m3 := e.MountOn(e.P("m2"), fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", e.P("l"), m.P("up"), m.P("work")))
-	require.NoError(t, os.Remove(m3.P("a")))
-	write(t, m3.P("d/b"), "again")
-	m3 = m3.Remount(fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", e.P("l"), m.P("up"), m.P("work")))
-	require.Equal(t, []string{"d/", "d/b=again", "d/c=3"}, harness.Names(t, m3.Point))
+	r := e.Layerfs("-o", fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", e.P("l"), m.P("up"), m.P("work")), e.P("m2"))
+	require.Equal(t, 1, r.Code, "if this works now, make it a test of what it does")
+	require.Contains(t, r.Stderr, m.P("up"))
+	require.Empty(t, harness.Names(t, m.P("up")))
 }
 
 // / as a lower that contains the upper, the work directory and the mountpoint.
@@ -257,8 +256,7 @@ func TestForeignLower(t *testing.T) {
 		rm -f d/f; test ! -e d/f; echo mine >d/f; test "$(stat -c %%u d/f)" = %d
 		rmdir d/empty; mkdir d/empty; touch d/empty/x
 		mv d/sub d/sub2; test "$(cat d/sub2/g)" = 1
-		mv d/priv d/priv2
-		! cat d/priv2 2>/dev/null
+		! cat d/priv 2>/dev/null; rm -f d/priv; test ! -e d/priv
 		! rm closed/x 2>/dev/null
 		! touch new 2>/dev/null || test "$(stat -c %%u .)" = %d`, harness.Bin(), e.P("m"), e.RW(), harness.Ordinary, harness.Ordinary))
 	require.Zero(t, r.Code, r.Stderr)

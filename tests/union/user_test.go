@@ -35,7 +35,7 @@ func TestUserChangesWhatRootOwns(t *testing.T) {
 	needRoot(t)
 	b := newBox(t)
 	require.NoError(t, unix.Chmod("/dev/fuse", 0666))
-	put(t, b.lower, "d/gone=1", "d/moved=2", "d/changed=3", "d/tree/x=4", "d/moded=5", "closed/f=6")
+	put(t, b.lower, "d/gone=1", "d/moved=2", "d/changed=3", "d/tree/x=t", "d/moded=5", "closed/f=6")
 	for name, mode := range map[string]uint32{"d": 0777, "d/changed": 0666, "d/tree": 0777, "d/gone": 0600, "d/moved": 0444} {
 		require.NoError(t, unix.Chmod(b.lower+"/"+name, mode))
 	}
@@ -60,7 +60,7 @@ func TestUserChangesWhatRootOwns(t *testing.T) {
 		stat -c %a d/changed
 		cd /
 	`)
-	require.Equal(t, "closed closed/f d d/changed d/moded d/moved2 d/tree2 d/tree2/x d/tree2/y 23more\n666\n", out)
+	require.Equal(t, "closed closed/f d d/changed d/moded d/moved2 d/tree2 d/tree2/x d/tree2/y 23more\nt666\n", out)
 }
 
 // The whole root of the machine as a lower, with the upper, the work
