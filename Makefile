@@ -8,15 +8,13 @@ SBINDIR ?= /sbin
 LOWER   ?= /
 ROUNDS  ?= 3
 
-export GOFLAGS ?= -trimpath
-
 .PHONY: help
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## bin/layerfs, one static binary
-	CGO_ENABLED=0 go build -ldflags '-s -w -X main.version=$(VERSION)' -o bin/layerfs ./cmd/layerfs
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/layerfs ./cmd/layerfs
 
 .PHONY: demo
 demo: ## the main job on real input: a merged root over LOWER=/, changed from inside

@@ -21,7 +21,7 @@ leg() {
 }
 
 as_user() {
-	local p name
+	local p name rc=0
 	mkdir -m 755 "$D/u"
 	cp bin/layerfs "$D/u/layerfs"
 	install -d -m 700 -o 65534 -g 65534 "$D/u/home"
@@ -31,16 +31,26 @@ as_user() {
 		go test -c -o "$D/u/$name" "$p"
 		# Without strict mode: here a test that is root's alone may skip.
 		# need.sh has made sure that FUSE itself is there.
+		echo "   $p"
 		(cd "$D/u/home" && setpriv --reuid 65534 --regid 65534 --clear-groups \
 			env -i PATH="$PATH" HOME="$D/u/home" TMPDIR="$D/t" LAYERFS_TEST_DIR="$D/t" \
-			LAYERFS_BIN="$D/u/layerfs" "$D/u/$name" -test.timeout 10m -test.count 1) || return 1
+			LAYERFS_BIN="$D/u/layerfs" "$D/u/$name" -test.timeout 10m -test.count 1) || rc=1
 	done
+	return $rc
 }
 
 race() {
+	local rc=0
 	CGO_ENABLED=1 go build -race -o "$D/layerfs-race" ./cmd/layerfs
-	LAYERFS_BIN=$D/layerfs-race GORACE=halt_on_error=1 go test -count=1 -short -timeout 10m \
-		-run 'Random|Stress|Coheren' ./tests/...
+	# The daemon has no stderr: its reports go to files. It need not linger at
+	# its end as the detector does by default.
+	LAYERFS_BIN=$D/layerfs-race GORACE="halt_on_error=1 atexit_sleep_ms=0 log_path=$D/race" \
+		go test -count=1 -short -timeout 10m -run 'Random|Stress|Coheren' ./tests/... || rc=1
+	if ls "$D"/race.* >/dev/null 2>&1; then
+		head -100 "$D"/race.*
+		rc=1
+	fi
+	return $rc
 }
 
 leftovers() {
