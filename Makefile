@@ -14,7 +14,7 @@ help: ## list the targets
 
 .PHONY: build
 build: ## bin/layerfs, one static binary
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/layerfs ./cmd/layerfs
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o bin/layerfs ./cmd/layerfs
 
 .PHONY: demo
 demo: ## the main job on real input: a merged root over LOWER=/, changed from inside

@@ -19,6 +19,9 @@ type Part struct {
 	// xattrWhiteouts: the directory carries overlay.opaque=x. Immutable for
 	// lowers; set in the upper before the first whiteout is put there.
 	xattrWhiteouts atomic.Bool
+	// marksRead says that xattrWhiteouts has been settled: in the lowest
+	// branch, where nothing else depends on it, that is put off until needed.
+	marksRead atomic.Bool
 	// noMarks is set once a full listing has shown that the directory has no
 	// .wh. file, and cleared before the union puts one there.
 	noMarks atomic.Bool

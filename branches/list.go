@@ -52,6 +52,9 @@ func (s *Stack) readPart(d *Dir, p *Part) ([]sys.Dirent, int, error) {
 		d.Release(p)
 		return nil, -1, err
 	}
+	if !p.marksRead.Load() {
+		p.readMarks(fd)
+	}
 	return entries, fd, nil
 }
 

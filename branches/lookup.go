@@ -122,7 +122,7 @@ func (w *walk) entry(p *Part, fd int, dirPath, name, path string, last bool) err
 	if err != nil {
 		return err
 	}
-	if p.Branch.whiteouts && whiteout.IsFile(fd, name, &st, p.xattrWhiteouts.Load()) {
+	if p.Branch.whiteouts && whiteout.IsFile(fd, name, &st, p.xattrForm(fd, &st)) {
 		w.done = true
 		return nil
 	}
@@ -135,6 +135,22 @@ func (w *walk) entry(p *Part, fd int, dirPath, name, path string, last bool) err
 	}
 	w.addDir(p, fd, name, path, st)
 	return nil
+}
+
+// xattrForm reports whether an entry of p, open at fd, with attributes st may
+// be a whiteout of the xattr form.
+func (p *Part) xattrForm(fd int, st *sys.Stat) bool {
+	if st.Size == 0 && st.IsRegular() && !p.marksRead.Load() {
+		p.readMarks(fd)
+	}
+	return p.xattrWhiteouts.Load()
+}
+
+func (p *Part) readMarks(fd int) {
+	if whiteout.ReadMarks(fd, ".").XattrWhiteouts {
+		p.xattrWhiteouts.Store(true)
+	}
+	p.marksRead.Store(true)
 }
 
 // addDir adds the directory name of fd as a part.
@@ -155,6 +171,7 @@ func (w *walk) addDir(p *Part, fd int, name, path string, st sys.Stat) {
 	}
 	m := whiteout.ReadMarks(fd, name)
 	part.xattrWhiteouts.Store(m.XattrWhiteouts)
+	part.marksRead.Store(true)
 	switch {
 	case m.Redirect != "":
 		w.redirect = m.Redirect

@@ -108,7 +108,7 @@ func (f *FS) copyBody(n *node, low location, tmp string, st *sys.Stat, limit int
 	if err := f.copyAttributes(low, location{f.work.Tmp, tmp, noRelease}, st, n.low.part.Branch); err != nil {
 		return back, err
 	}
-	f.setOrigin(f.work.Tmp, tmp, n.ino)
+	f.setOrigin(f.work.Tmp, tmp, n.typ, n.ino)
 	return back, f.syncCopy(back)
 }
 

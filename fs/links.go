@@ -147,7 +147,7 @@ func (f *FS) linkedUp(parent *node, name string, res *branches.Resolution, ident
 	low.release()
 	st, err := sys.StatAt(f.links.fd, key, 0)
 	if err == unix.ENOENT {
-		return nil, nil
+		return f.hiddenLinks(parent, name, res, identity, key), nil
 	}
 	if err != nil {
 		return nil, err
@@ -161,6 +161,43 @@ func (f *FS) linkedUp(parent *node, name string, res *branches.Resolution, ident
 	}
 	f.table.alias(n, identity)
 	return n, nil
+}
+
+// A lower file of which a name has been deleted, but which has never been
+// copied up, shows fewer links than it has. How many fewer is kept in the
+// index as a symbolic link; if that is lost, the count is too high.
+func hiddenName(key string) string { return "n" + key }
+
+// hiddenLinks returns the node of a lower file with deleted names, counted as
+// looked up, or nil if there is no record of it.
+func (f *FS) hiddenLinks(parent *node, name string, res *branches.Resolution, identity uint64, key string) *node {
+	text, err := sys.Readlink(f.links.fd, hiddenName(key))
+	if err != nil {
+		return nil
+	}
+	n := &node{ino: identity, typ: res.Stat.Type(), low: lowFile{parent.dir.tree, res.Where, name}}
+	if _, err := fmt.Sscanf(string(text), "%d", &n.adj); err != nil {
+		return nil
+	}
+	return f.table.insert(n, identity, false)
+}
+
+// saveHiddenLocked records n.adj of a file that lies in a lower.
+// Preconditions: n.mu is held.
+func (f *FS) saveHiddenLocked(n *node) {
+	low, err := acquire(n.low.dir, n.low.part, n.low.name)
+	if err != nil {
+		return
+	}
+	defer low.release()
+	key := hiddenName(linkKey(low, n.ino))
+	_ = sys.Unlink(f.links.fd, key)
+	if st, err := sys.StatAt(low.fd, low.name, 0); err != nil || int64(st.Nlink)+int64(n.adj) <= 0 || st.Nlink < 2 {
+		return
+	}
+	if sys.Symlink(fmt.Sprint(n.adj), f.links.fd, key) == nil {
+		f.links.some.Store(true)
+	}
 }
 
 // recallLink gives n what its file says of its links.
@@ -187,6 +224,7 @@ func (f *FS) indexCopy(n *node, low location, tmp string, st *sys.Stat) {
 		return
 	}
 	key := linkKey(low, n.ino)
+	_ = sys.Unlink(f.links.fd, hiddenName(key))
 	_ = sys.Unlink(f.links.fd, key)
 	if sys.Link(f.work.Tmp, tmp, f.links.fd, key) != nil {
 		return
@@ -209,8 +247,11 @@ func (f *FS) saveLinkLocked(n *node) {
 // Preconditions: n.mu is held.
 func (f *FS) aliasGoneLocked(n *node) {
 	n.adj--
-	if n.link != "" {
+	switch {
+	case n.link != "":
 		f.saveLinkLocked(n)
+	case !n.upper:
+		f.saveHiddenLocked(n)
 	}
 }
 

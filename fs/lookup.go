@@ -1,8 +1,6 @@
 package fs
 
 import (
-	"encoding/binary"
-
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
@@ -150,7 +148,7 @@ func (f *FS) dirNodeOf(parent *node, name string, res *branches.Resolution) *nod
 func (f *FS) newFile(parent *node, name string, res *branches.Resolution, key uint64) (*node, error) {
 	n := &node{ino: key, typ: res.Stat.Type(), upper: res.InUpper()}
 	if n.upper {
-		if err := f.recallOrigin(parent, name, n); err != nil {
+		if err := f.recallOrigin(parent, name, n, res.Stat.Ino); err != nil {
 			return nil, err
 		}
 	} else {
@@ -162,47 +160,4 @@ func (f *FS) newFile(parent *node, name string, res *branches.Resolution, key ui
 		}
 	}
 	return f.table.insert(n, key, false), nil
-}
-
-// originAttr is where a file in the upper remembers what it was copied from:
-// the identity of the lower file, and how its link count differs.
-const (
-	originAttr = "layerfs.origin" // 8 bytes, big endian: the inode number shown
-	linkAttr   = "layerfs.link"   // key in the link index, and the adjustment
-)
-
-// recallOrigin gives the node of a file in the upper the inode number of the
-// lower file that it was copied from.
-func (f *FS) recallOrigin(parent *node, name string, n *node) error {
-	if len(f.stack.Branches()) == 1 || n.typ != unix.S_IFREG && f.format.NS == whiteout.User {
-		return nil
-	}
-	at, err := acquire(parent.dir.tree, parent.dir.tree.Upper(), name)
-	if err != nil {
-		return err
-	}
-	defer at.release()
-	if ino, ok := f.origin(at); ok {
-		n.ino = ino
-		f.recallLink(at, n)
-	}
-	return nil
-}
-
-// origin reads the inode number that a file in the upper has inherited.
-func (f *FS) origin(at location) (uint64, bool) {
-	var buf [8]byte
-	got, err := sys.GetXattrInto(at.fd, at.name, string(f.format.NS)+originAttr, buf[:])
-	if err != nil || got != len(buf) {
-		return 0, false
-	}
-	return binary.BigEndian.Uint64(buf[:]), true
-}
-
-// setOrigin records where a copied-up file comes from; a file that takes no
-// attributes has another inode number after the next mount, and that is all.
-func (f *FS) setOrigin(fd int, name string, ino uint64) {
-	var buf [8]byte
-	binary.BigEndian.PutUint64(buf[:], ino)
-	_ = sys.SetXattr(fd, name, string(f.format.NS)+originAttr, buf[:], 0)
 }

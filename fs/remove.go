@@ -63,7 +63,7 @@ func (f *FS) remove(parentID uint64, name string, dir bool) error {
 	if err := f.takeOutLocked(parent, name, n, res.InUpper()); err != nil {
 		return err
 	}
-	f.unnamedLocked(n, parent, name, res.Stat.Nlink)
+	f.unnamedLocked(n, parent, name, &res.Stat)
 	return nil
 }
 
@@ -188,10 +188,10 @@ func (f *FS) dropDir(at location) error {
 	return nil
 }
 
-// unnamedLocked brings n up to date after the loss of a name; links is how
-// many its file had on disk before.
+// unnamedLocked brings n up to date after the loss of a name; was is
+// what its file was on disk before.
 // Preconditions: n.mu is held, parent.dir.mu is held for writing.
-func (f *FS) unnamedLocked(n *node, parent *node, name string, links uint32) {
+func (f *FS) unnamedLocked(n *node, parent *node, name string, was *sys.Stat) {
 	p, known := f.removePlaceLocked(n, parent, name)
 	if n.isDir() {
 		n.dir.dead = true
@@ -202,8 +202,11 @@ func (f *FS) unnamedLocked(n *node, parent *node, name string, links uint32) {
 		f.aliasGoneLocked(n)
 	}
 	f.dropIndexLocked(n)
-	if n.upper && n.link == "" && links <= 1 {
+	if n.upper && n.link == "" && was.Nlink <= 1 {
 		f.forgetKeys(n)
+		if !f.takesOrigin(n.typ) {
+			f.dropOrigin(was.Ino)
+		}
 	}
 }
 

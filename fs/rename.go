@@ -305,7 +305,7 @@ func (f *FS) replace(from, to *side, flags uint32) error {
 		return err
 	}
 	if to.n != nil {
-		f.unnamedLocked(to.n, to.parent, to.name, to.res.Stat.Nlink)
+		f.unnamedLocked(to.n, to.parent, to.name, &to.res.Stat)
 	}
 	f.movePlaceLocked(from.n, from, to)
 	return nil

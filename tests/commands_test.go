@@ -3,7 +3,9 @@ package tests
 import (
 	"encoding/json"
 	"os"
+	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -149,4 +151,28 @@ func TestChannelIsPrivate(t *testing.T) {
 	r := e.Cmd(harness.AsOrdinary, harness.Bin(), "status", m.Point)
 	require.NotZero(t, r.Code)
 	require.NotContains(t, r.Stdout, e.P("u"))
+}
+
+// In a user namespace everybody is uid 0: two users must not be in each
+// other's way.
+func TestChannelInTwoUserNamespaces(t *testing.T) {
+	harness.RequireRoot(t)
+	harness.RequireFUSE(t)
+	for _, uid := range []uint32{harness.Ordinary, harness.Ordinary - 1} {
+		e := harness.New(t)
+		for _, d := range []string{"u", "w", "m"} {
+			require.NoError(t, os.Chown(e.P(d), int(uid), int(uid)))
+		}
+		as := func(c *exec.Cmd) {
+			c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+			c.Env = []string{"PATH=" + os.Getenv("PATH")}
+		}
+		if r := e.Cmd(as, "unshare", "-Urm", "true"); r.Code != 0 {
+			harness.Lacking(t, "user namespaces are not to be had: %s", r.Stderr)
+		}
+		r := e.Cmd(as, "unshare", "-Urm", "sh", "-ec", `"$1" mount -o "$2" "$3"; trap 'umount "$3"' EXIT; "$1" status "$3"`,
+			"sh", harness.Bin(), e.RW(), e.P("m"))
+		require.Zero(t, r.Code, "user %d: %s", uid, r.Stderr)
+		require.Contains(t, r.Stdout, e.P("u"))
+	}
 }

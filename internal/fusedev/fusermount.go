@@ -26,7 +26,6 @@ var flagWords = []struct {
 	{unix.MS_SYNCHRONOUS, "sync"},
 	{unix.MS_DIRSYNC, "dirsync"},
 	{unix.MS_NOATIME, "noatime"},
-	{unix.MS_NODIRATIME, "nodiratime"},
 }
 
 // mountHelper has fusermount3 mount and receives the device's descriptor

@@ -4,7 +4,7 @@
 # the merged root, change and delete things there, and look at what landed in
 # the upper and that the lower is as it was. As an ordinary user the same
 # happens in a user namespace, in which he is root.
-set -eu
+set -eu -o pipefail
 
 LOWER=$(cd "${LOWER:-/}" && pwd)
 BIN=$(cd "$(dirname "$0")/../.." && pwd)/bin/layerfs

@@ -143,7 +143,8 @@ func (b *box) mountWith(options, mnt string) (umount func()) {
 			unix.Unmount(mnt, unix.MNT_DETACH)
 		}
 		if !goneWithin(pid, 10*time.Second) {
-			b.t.Errorf("daemon %d outlives its mount", pid)
+			threads, _ := exec.Command("sh", "-c", fmt.Sprintf("cd /proc/%d/task && grep . */wchan */syscall */status | grep -v '^[^:]*:[a-zA-Z_]*:' ; grep -h State */status", pid)).CombinedOutput()
+			b.t.Errorf("daemon %d outlives its mount; its threads:\n%s", pid, threads)
 		}
 		_, work, _ := strings.Cut(options, "workdir=")
 		work, _, _ = strings.Cut(work, ",")

@@ -1,0 +1,80 @@
+package fs
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/layerfs/layerfs/internal/sys"
+	"github.com/layerfs/layerfs/whiteout"
+)
+
+// Where a file in the upper remembers what it was copied from.
+const (
+	originAttr = "layerfs.origin" // 8 bytes, big endian: the inode number shown
+	linkAttr   = "layerfs.link"   // key in the link index, and the adjustment
+)
+
+// Inodes that take no attributes of this user (symbolic links, pipes) keep
+// their origin in the work directory: a symbolic link that is called by the
+// inode number in the upper and holds the number to be shown. If it is lost,
+// the file has another inode number, and that is all.
+func originName(upperIno uint64) string { return fmt.Sprintf("o%x", upperIno) }
+
+// takesOrigin reports whether a file of this type can carry attributes.
+func (f *FS) takesOrigin(typ uint32) bool {
+	return f.format.NS == whiteout.Trusted || typ == unix.S_IFREG
+}
+
+// recallOrigin gives the node of a file in the upper the inode number of the
+// lower file that it was copied from.
+func (f *FS) recallOrigin(parent *node, name string, n *node, upperIno uint64) error {
+	if len(f.stack.Branches()) == 1 {
+		return nil
+	}
+	if !f.takesOrigin(n.typ) {
+		if text, err := sys.Readlink(f.links.fd, originName(upperIno)); err == nil {
+			_, _ = fmt.Sscanf(string(text), "%x", &n.ino)
+		}
+		return nil
+	}
+	at, err := acquire(parent.dir.tree, parent.dir.tree.Upper(), name)
+	if err != nil {
+		return err
+	}
+	defer at.release()
+	if ino, ok := f.origin(at); ok {
+		n.ino = ino
+		f.recallLink(at, n)
+	}
+	return nil
+}
+
+// origin reads the inode number that a file in the upper has inherited.
+func (f *FS) origin(at location) (uint64, bool) {
+	var buf [8]byte
+	got, err := sys.GetXattrInto(at.fd, at.name, string(f.format.NS)+originAttr, buf[:])
+	if err != nil || got != len(buf) {
+		return 0, false
+	}
+	return binary.BigEndian.Uint64(buf[:]), true
+}
+
+// setOrigin records that the copy name in dirfd, of type typ, comes from the
+// file that is shown as ino.
+func (f *FS) setOrigin(dirfd int, name string, typ uint32, ino uint64) {
+	if f.takesOrigin(typ) {
+		var buf [8]byte
+		binary.BigEndian.PutUint64(buf[:], ino)
+		_ = sys.SetXattr(dirfd, name, string(f.format.NS)+originAttr, buf[:], 0)
+		return
+	}
+	if st, err := sys.StatAt(dirfd, name, 0); err == nil {
+		f.dropOrigin(st.Ino)
+		_ = sys.Symlink(fmt.Sprintf("%x", ino), f.links.fd, originName(st.Ino))
+	}
+}
+
+// dropOrigin forgets the origin of an inode of the upper that is no more.
+func (f *FS) dropOrigin(upperIno uint64) { _ = sys.Unlink(f.links.fd, originName(upperIno)) }
