@@ -45,7 +45,7 @@ race() {
 	# The daemon has no stderr: its reports go to files. It need not linger at
 	# its end as the detector does by default.
 	LAYERFS_BIN=$D/layerfs-race GORACE="halt_on_error=1 atexit_sleep_ms=0 log_path=$D/race" \
-		go test -count=1 -short -timeout 10m -run 'Random|Stress|Coheren' ./tests/... || rc=1
+		go test -p 1 -count=1 -short -timeout 10m -run 'Random|Stress|Coheren' ./tests/... || rc=1
 	if ls "$D"/race.* >/dev/null 2>&1; then
 		head -100 "$D"/race.*
 		rc=1
@@ -68,7 +68,7 @@ leftovers() {
 leg "unit tests" go test $units
 # shellcheck disable=SC2086
 leg "unit tests, race detector" env CGO_ENABLED=1 go test -race $units
-leg "end to end as $(id -un)" go test -count=1 -timeout 12m ./tests/...
+leg "end to end as $(id -un)" go test -p 1 -count=1 -timeout 12m ./tests/...
 [ "$(id -u)" != 0 ] || leg "end to end as an ordinary user" as_user
 leg "end to end, race detector" race
 leg "nothing is left" leftovers

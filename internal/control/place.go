@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -23,7 +24,23 @@ func directories() []string {
 		// A client may have the variable where the daemon had none.
 		dirs = append(dirs, fmt.Sprintf("/run/user/%d/layerfs", uid))
 	}
-	return append(dirs, fmt.Sprintf("/tmp/layerfs-%d", uid))
+	return append(dirs, fmt.Sprintf("/tmp/layerfs-%d", outerID(uid)))
+}
+
+// outerID returns the user id outside this user namespace. Inside everybody
+// is root, and all of them share /tmp.
+func outerID(uid int) int {
+	data, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		return uid
+	}
+	for _, line := range strings.Split(string(data), "\n") {
+		var inner, outer, n int
+		if _, err := fmt.Sscan(line, &inner, &outer, &n); err == nil && uid >= inner && uid-inner < n {
+			return outer + uid - inner
+		}
+	}
+	return uid
 }
 
 func owned(dir string, uid int) bool {
