@@ -295,11 +295,7 @@ func (w *watched) change(rnd *rand.Rand) string {
 // Random changes through handles opened before and after the copy-up, through
 // every name of the file, and after each of them a look through all.
 func TestCoherenceRandom(t *testing.T) {
-	seeds := 12
-	if testing.Short() {
-		seeds = 4
-	}
-	for seed := 0; seed < seeds; seed++ {
+	for seed := 0; seed < seeds(t, 12, 4); seed++ {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
 			w := newWatched(t)
 			rnd := rand.New(rand.NewSource(int64(seed)))

@@ -3,6 +3,7 @@ package tests
 import (
 	"errors"
 	"os"
+	"strconv"
 	"syscall"
 	"testing"
 	"unsafe"
@@ -47,3 +48,18 @@ func exists(p string) bool {
 
 // ptr is for reading what the kernel has put into a buffer.
 func ptr(b []byte) unsafe.Pointer { return unsafe.Pointer(&b[0]) }
+
+// seeds is how many random histories to try: $LAYERFS_TEST_SEEDS for a long
+// search, else what fits the kind of run.
+func seeds(t testing.TB, long, short int) int {
+	t.Helper()
+	if v := os.Getenv("LAYERFS_TEST_SEEDS"); v != "" {
+		n, err := strconv.Atoi(v)
+		require.NoError(t, err)
+		return n
+	}
+	if testing.Short() {
+		return short
+	}
+	return long
+}

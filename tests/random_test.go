@@ -148,11 +148,8 @@ func step(rnd *rand.Rand, i int) (string, func(root string) error) {
 }
 
 func TestRandomHistories(t *testing.T) {
-	seeds, steps := 24, 150
-	if testing.Short() {
-		seeds = 6
-	}
-	for seed := 0; seed < seeds; seed++ {
+	const steps = 150
+	for seed := 0; seed < seeds(t, 24, 6); seed++ {
 		dialect := []string{"overlay", "aufs", "xattr"}[seed%3]
 		t.Run(fmt.Sprintf("%s seed %d", dialect, seed), func(t *testing.T) {
 			s := newSetting(t, "whiteout="+dialect)
