@@ -67,6 +67,7 @@ func (f *FS) copyUpFile(n *node, limit int64) error {
 		if back != nil {
 			back.release()
 		}
+		f.unindexCopy(n, &st)
 		f.work.Discard(tmp)
 		return err
 	}

@@ -21,7 +21,9 @@
 // the same instant as, the removal that it records, and goes after its
 // replacement is in place. A directory that replaces something is opaque
 // before it is renamed in, one that leaves its place has its redirect before.
-// So a SIGKILL leaves every name as it was before or as it is after.
+// So a SIGKILL leaves every name as it was before or as it is after. One case
+// falls short, in the xattr dialect only: a directory renamed over an empty one
+// (moveLeavingXattrWhiteout).
 //
 // # What the kernel may cache
 //

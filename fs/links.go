@@ -237,6 +237,20 @@ func (f *FS) indexCopy(n *node, low location, tmp string, st *sys.Stat) {
 	f.saveLinkLocked(n)
 }
 
+// unindexCopy takes back what indexCopy has done for a copy that could not be
+// put in its place: other names must not find it. st is what n has in the lower.
+// Preconditions: n.copyMu is held.
+func (f *FS) unindexCopy(n *node, st *sys.Stat) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.upper || n.link == "" {
+		return
+	}
+	_ = sys.Unlink(f.links.fd, n.link)
+	n.adj -= int32(st.Nlink) - 2
+	n.link = ""
+}
+
 // saveLinkLocked writes n's link record. Preconditions: n.mu is held.
 func (f *FS) saveLinkLocked(n *node) {
 	value := fmt.Sprintf("%s %d", n.link, n.adj)
