@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -394,20 +393,21 @@ func TestMountHelpers(t *testing.T) {
 			mount -a -T "$D/fstab"; mount -a -T "$D/fstab"; test $(grep -c " $D/m " /proc/self/mountinfo) = 1`,
 		"read-only":                     `mount -t fuse.layerfs none "$D/m" -o "ro,lowerdir=$D/l"; ! touch "$D/m/x" 2>/dev/null; touchable=no`,
 		"fake mounts nothing":           `mount -f -t fuse.layerfs none "$D/m" -o "$RW"; ! grep -q " $D/m " /proc/self/mountinfo; exit 0`,
-		"without helper, by mount.fuse": `umount /sbin; mount -t fuse.layerfs none "$D/m" -o "$RW"`,
+		"without helper, by mount.fuse": `rm "$D/sbin/mount.fuse.layerfs"; mount -t fuse.layerfs none "$D/m" -o "$RW"`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			if strings.HasPrefix(name, "without") {
 				harness.RequireTool(t, "/sbin/mount.fuse", "fuse3")
 			}
 			// In a private mount namespace /sbin is a copy with our links, so
-			// that the machine stays as it is.
+			// that the machine stays as it is. mount(8) gives its helpers a
+			// PATH of its own; the plain name is for mount.fuse to find there.
 			r := e.Cmd(func(c *exec.Cmd) {
-				c.Env = append(os.Environ(), "D="+e.Dir, "RW="+e.RW(), "BIN="+harness.Bin(), "PATH="+filepath.Dir(harness.Bin())+":"+os.Getenv("PATH"))
+				c.Env = append(os.Environ(), "D="+e.Dir, "RW="+e.RW(), "BIN="+harness.Bin())
 			}, "unshare", "-m", "--propagation", "private", "sh", "-ec", `
 				sbin=$(readlink -f /sbin)
 				mkdir -p "$D/sbin"; cp -a "$sbin/." "$D/sbin/"
-				ln -sf "$BIN" "$D/sbin/mount.layerfs"; ln -sf "$BIN" "$D/sbin/mount.fuse.layerfs"
+				ln -sf "$BIN" "$D/sbin/mount.layerfs"; ln -sf "$BIN" "$D/sbin/mount.fuse.layerfs"; ln -sf "$BIN" "$D/sbin/layerfs"
 				mount --bind "$D/sbin" "$sbin"
 				touchable=yes
 				`+script+`
