@@ -59,10 +59,10 @@ func (f *FS) fillLocked(n *node, st *sys.Stat, out *fuse.Attr) {
 		if f.opts.StaticNlink || n.dir.tree.Merged() {
 			out.Nlink = 1
 		}
-		return
+	} else {
+		out.Nlink = uint32(max(int64(st.Nlink)+int64(n.adj), 0))
 	}
-	out.Nlink = uint32(max(int64(st.Nlink)+int64(n.adj), 0))
-	if len(n.names) == 0 {
+	if len(n.names) == 0 && n.id != rootID {
 		out.Nlink = 0
 	}
 }

@@ -296,14 +296,22 @@ func (f *FS) adoptLocked(n *node, dirfd int, name string, back *backing) error {
 func (f *FS) adoptNameless(n *node, tmp string, back *backing) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if back == nil {
-		return unix.ESTALE
+	pin := back
+	if pin == nil {
+		fd, err := sys.OpenIn(f.work.Tmp, tmp, unix.O_PATH, 0)
+		if err != nil {
+			return err
+		}
+		pin = newBacking(fd, false)
 	}
 	if err := sys.Unlink(f.work.Tmp, tmp); err != nil {
+		if back == nil {
+			pin.release()
+		}
 		return err
 	}
 	n.upper = true
-	f.swapBackLocked(n, back)
+	f.swapBackLocked(n, pin)
 	return nil
 }
 
@@ -341,6 +349,10 @@ func (f *FS) keepTimes(fd int, fn func() error) error {
 // Preconditions: n.copyMu is held and n is not in the upper.
 func (f *FS) copyUpDir(n *node) error {
 	n.mu.Lock()
+	if len(n.names) == 0 { // removed, and somebody is still in it
+		n.mu.Unlock()
+		return unix.ENOENT
+	}
 	p := n.names[0]
 	n.mu.Unlock()
 	if err := f.copyUp(p.dir, allData); err != nil {

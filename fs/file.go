@@ -112,16 +112,33 @@ func (f *FS) openForced(at location) (int, error) {
 }
 
 // pinLocked opens n's file, until the last close or until the kernel forgets
-// it, because its last name is about to go. Failing to is no error: then only
-// those who come too late find nothing.
+// it, because its last name is about to go: a path walk that has looked the
+// name up may still ask what a symbolic link says, or be about to open a file.
+// Failing to is no error: then only those who come too late find nothing.
 // Preconditions: n.mu is held.
 func (f *FS) pinLocked(n *node) {
-	if n.back != nil || n.typ != unix.S_IFREG {
+	if n.back != nil || n.isDir() {
 		return
 	}
-	if b, err := f.openBackingLocked(n, false); err == nil {
+	pin := f.openPathLocked
+	if n.typ == unix.S_IFREG {
+		pin = func(n *node) (*backing, error) { return f.openBackingLocked(n, false) }
+	}
+	if b, err := pin(n); err == nil {
 		n.back = b
 	}
+}
+
+// openPathLocked opens a link or special file for *at calls only.
+// Preconditions: n.mu is held.
+func (f *FS) openPathLocked(n *node) (*backing, error) {
+	at, err := f.locateLocked(n)
+	if err != nil {
+		return nil, err
+	}
+	defer at.release()
+	fd, err := sys.OpenIn(at.fd, at.name, unix.O_PATH, 0)
+	return newBacking(fd, false), err
 }
 
 // Open implements fuse.RawFileSystem. Nothing is copied up before the first

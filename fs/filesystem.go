@@ -154,6 +154,11 @@ func (f *FS) gone(n *node) {
 		back.release()
 	}
 	if n.isDir() {
+		n.dir.mu.Lock()
+		if n.dir.pin != nil {
+			n.dir.tree.Release(n.dir.pin)
+		}
+		n.dir.mu.Unlock()
 		n.dir.tree.Close()
 	}
 	for _, p := range names {

@@ -43,8 +43,20 @@ type dirNode struct {
 	// mu orders what happens to the names in this directory: readers look
 	// names up, writers make, remove, rename or copy one up.
 	mu   sync.RWMutex
-	dead bool // removed. Protected by mu.
-	acl  int8 // default ACL of the upper part: 0 unknown, 1 none, 2 some. Protected by mu.
+	dead bool           // removed. Protected by mu.
+	pin  *branches.Part // the upper part, kept open from the removal on. Protected by mu.
+	acl  int8           // default ACL of the upper part: 0 unknown, 1 none, 2 some. Protected by mu.
+}
+
+// pinLocked keeps the upper part of a directory that is about to be removed
+// open until the kernel forgets it: somebody may be in it.
+// Preconditions: d.mu is held for writing.
+func (d *dirNode) pinLocked() {
+	if p := d.tree.Upper(); p != nil && d.pin == nil {
+		if _, err := d.tree.Acquire(p); err == nil {
+			d.pin = p
+		}
+	}
 }
 
 // place is one name of a node.

@@ -57,6 +57,7 @@ func (f *FS) remove(parentID uint64, name string, dir bool) error {
 		if empty, err := f.stack.Empty(n.dir.tree); err != nil || !empty {
 			return orNotEmpty(err)
 		}
+		n.dir.pinLocked()
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()

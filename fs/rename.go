@@ -287,6 +287,7 @@ func (f *FS) replace(from, to *side, flags uint32) error {
 		if err := f.clearVictim(to); err != nil {
 			return err
 		}
+		to.n.dir.pinLocked()
 	}
 	if err := f.anchor(from, to); err != nil {
 		return err

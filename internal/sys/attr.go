@@ -11,7 +11,7 @@ func ChmodAt(dirfd int, name string, mode uint32) error {
 	if name == "" {
 		flags |= unix.AT_EMPTY_PATH
 	}
-	err := retry(func() error { return unix.Fchmodat(dirfd, name, mode, flags) })
+	err := retry("fchmodat", func() error { return unix.Fchmodat(dirfd, name, mode, flags) })
 	if err != unix.ENOSYS && err != unix.EOPNOTSUPP {
 		return err
 	}
@@ -30,7 +30,7 @@ func ChmodAt(dirfd int, name string, mode uint32) error {
 	if st.Type() == unix.S_IFLNK {
 		return unix.EOPNOTSUPP
 	}
-	return retry(func() error { return unix.Chmod(procPath(fd), mode) })
+	return retry("chmod", func() error { return unix.Chmod(procPath(fd), mode) })
 }
 
 // ChownAt sets the owner of name in dirfd (dirfd itself when name is
@@ -40,7 +40,7 @@ func ChownAt(dirfd int, name string, uid, gid uint32) error {
 	if name == "" {
 		flags |= unix.AT_EMPTY_PATH
 	}
-	return retry(func() error { return unix.Fchownat(dirfd, name, int(int32(uid)), int(int32(gid)), flags) })
+	return retry("fchownat", func() error { return unix.Fchownat(dirfd, name, int(int32(uid)), int(int32(gid)), flags) })
 }
 
 // Omit and Now are the special nanosecond values of utimensat(2).
@@ -55,9 +55,9 @@ func UtimesAt(dirfd int, name string, atime, mtime unix.Timespec) error {
 	ts := []unix.Timespec{atime, mtime}
 	if name == "" {
 		// utimensat takes AT_EMPTY_PATH since 5.8 only; the magic link works for O_PATH too.
-		return retry(func() error { return unix.UtimesNanoAt(unix.AT_FDCWD, procPath(dirfd), ts, 0) })
+		return retry("utimesnanoat", func() error { return unix.UtimesNanoAt(unix.AT_FDCWD, procPath(dirfd), ts, 0) })
 	}
-	return retry(func() error { return unix.UtimesNanoAt(dirfd, name, ts, unix.AT_SYMLINK_NOFOLLOW) })
+	return retry("utimesnanoat", func() error { return unix.UtimesNanoAt(dirfd, name, ts, unix.AT_SYMLINK_NOFOLLOW) })
 }
 
 // Timespec converts a time of statx.

@@ -18,7 +18,7 @@ func CopyData(dst, src int, size int64) error {
 		return err
 	}
 	if uint64(size) >= st.Size {
-		if unix.IoctlFileClone(dst, src) == nil {
+		if retry("ficlone", func() error { return unix.IoctlFileClone(dst, src) }) == nil {
 			return nil
 		}
 		size = int64(st.Size)
@@ -39,14 +39,14 @@ func CopyData(dst, src int, size int64) error {
 // nextData returns the next stretch of data in [off, size); files that know
 // no holes are one stretch.
 func nextData(fd int, off, size int64) (start, end int64) {
-	start, err := unix.Seek(fd, off, unix.SEEK_DATA)
+	start, err := Seek(fd, off, unix.SEEK_DATA)
 	if err == unix.ENXIO {
 		return size, size
 	}
 	if err != nil || start < off {
 		return off, size
 	}
-	end, err = unix.Seek(fd, start, unix.SEEK_HOLE)
+	end, err = Seek(fd, start, unix.SEEK_HOLE)
 	if err != nil || end <= start || end > size {
 		end = size
 	}
@@ -54,17 +54,14 @@ func nextData(fd int, off, size int64) (start, end int64) {
 }
 
 func copyRange(dst, src int, start, end int64) error {
-	in, out := start, start
-	for in < end {
-		n, err := unix.CopyFileRange(src, &in, dst, &out, int(min(end-in, 1<<30)), 0)
-		switch {
-		case err == unix.EINTR:
-			continue
-		case err != nil || n == 0:
+	for start < end {
+		n, err := CopyFileRange(src, start, dst, start, int(min(end-start, 1<<30)))
+		if err != nil || n == 0 {
 			// Other file system, or one of those that return 0 for what they
 			// cannot copy (procfs); read and write, which also tells the real error.
-			return copyByHand(dst, src, in, end)
+			return copyByHand(dst, src, start, end)
 		}
+		start += int64(n)
 	}
 	return nil
 }
@@ -89,19 +86,19 @@ func copyByHand(dst, src int, off, end int64) error {
 
 // PRead reads at off.
 func PRead(fd int, buf []byte, off int64) (n int, err error) {
-	err = retry(func() (err error) { n, err = unix.Pread(fd, buf, off); return err })
+	err = retry("pread", func() (err error) { n, err = unix.Pread(fd, buf, off); return err })
 	return max(n, 0), err
 }
 
 // PReadV reads at off into several buffers.
 func PReadV(fd int, bufs [][]byte, off int64) (n int, err error) {
-	err = retry(func() (err error) { n, err = unix.Preadv(fd, bufs, off); return err })
+	err = retry("preadv", func() (err error) { n, err = unix.Preadv(fd, bufs, off); return err })
 	return max(n, 0), err
 }
 
 // PWrite writes at off and returns how much was written.
 func PWrite(fd int, buf []byte, off int64) (n int, err error) {
-	err = retry(func() (err error) { n, err = unix.Pwrite(fd, buf, off); return err })
+	err = retry("pwrite", func() (err error) { n, err = unix.Pwrite(fd, buf, off); return err })
 	return max(n, 0), err
 }
 
@@ -122,7 +119,7 @@ func PWriteAll(fd int, buf []byte, off int64) error {
 
 // CopyFileRange copies inside the kernel and returns how much was copied.
 func CopyFileRange(src int, off int64, dst int, dstOff int64, length int) (n int, err error) {
-	err = retry(func() (err error) {
+	err = retry("copy_file_range", func() (err error) {
 		in, out := off, dstOff
 		n, err = unix.CopyFileRange(src, &in, dst, &out, length, 0)
 		return err
@@ -132,20 +129,23 @@ func CopyFileRange(src int, off int64, dst int, dstOff int64, length int) (n int
 
 // Ftruncate sets the length of a file.
 func Ftruncate(fd int, size int64) error {
-	return retry(func() error { return unix.Ftruncate(fd, size) })
+	return retry("ftruncate", func() error { return unix.Ftruncate(fd, size) })
 }
 
 // Fallocate is fallocate(2).
 func Fallocate(fd int, mode uint32, off, length int64) error {
-	return retry(func() error { return unix.Fallocate(fd, mode, off, length) })
+	return retry("fallocate", func() error { return unix.Fallocate(fd, mode, off, length) })
 }
 
 // Seek is lseek(2), for SEEK_DATA and SEEK_HOLE.
-func Seek(fd int, off int64, whence int) (int64, error) { return unix.Seek(fd, off, whence) }
+func Seek(fd int, off int64, whence int) (at int64, err error) {
+	err = retry("lseek", func() (err error) { at, err = unix.Seek(fd, off, whence); return err })
+	return at, err
+}
 
 // Fsync and Fdatasync force a file to the disk.
-func Fsync(fd int) error     { return retry(func() error { return unix.Fsync(fd) }) }
-func Fdatasync(fd int) error { return retry(func() error { return unix.Fdatasync(fd) }) }
+func Fsync(fd int) error     { return retry("fsync", func() error { return unix.Fsync(fd) }) }
+func Fdatasync(fd int) error { return retry("fdatasync", func() error { return unix.Fdatasync(fd) }) }
 
 // SyncDir forces the directory that the O_PATH handle dirfd stands for to the disk.
 func SyncDir(dirfd int) error {
@@ -163,17 +163,18 @@ func Ioctl(fd int, cmd uint32, buf []byte) error {
 	if len(buf) > 0 {
 		p = unsafe.Pointer(&buf[0])
 	}
-	_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(cmd), uintptr(p))
-	if e != 0 {
-		return e
-	}
-	return nil
+	return retry("ioctl", func() error {
+		if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(cmd), uintptr(p)); e != 0 {
+			return e
+		}
+		return nil
+	})
 }
 
 // Flock takes an exclusive lock on the open file fd without waiting;
 // EWOULDBLOCK when somebody else has it.
 func Flock(fd int) error {
-	return retry(func() error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
+	return retry("flock", func() error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
 }
 
 // Handle returns a persistent name of the inode name in dirfd (file system
@@ -183,7 +184,8 @@ func Handle(dirfd int, name string) []byte {
 	if name == "" {
 		flags = unix.AT_EMPTY_PATH
 	}
-	h, _, err := unix.NameToHandleAt(dirfd, name, flags)
+	var h unix.FileHandle
+	err := retry("name_to_handle_at", func() (err error) { h, _, err = unix.NameToHandleAt(dirfd, name, flags); return err })
 	if err != nil {
 		return nil
 	}

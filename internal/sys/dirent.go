@@ -24,10 +24,8 @@ func ReadDir(fd int) ([]Dirent, error) {
 	defer direntBufs.Put(bp)
 	var out []Dirent
 	for {
-		n, err := unix.Getdents(fd, *bp)
-		if err == unix.EINTR {
-			continue
-		}
+		var n int
+		err := retry("getdents64", func() (err error) { n, err = unix.Getdents(fd, *bp); return err })
 		if err != nil {
 			return nil, err
 		}

@@ -6,40 +6,40 @@ import (
 
 // Mkdir makes the directory name in dirfd.
 func Mkdir(dirfd int, name string, mode uint32) error {
-	return retry(func() error { return unix.Mkdirat(dirfd, name, mode) })
+	return retry("mkdirat", func() error { return unix.Mkdirat(dirfd, name, mode) })
 }
 
 // Mknod makes a special or regular file. dev is in the kernel's new encoding.
 func Mknod(dirfd int, name string, mode, dev uint32) error {
-	return retry(func() error { return unix.Mknodat(dirfd, name, mode, int(dev)) })
+	return retry("mknodat", func() error { return unix.Mknodat(dirfd, name, mode, int(dev)) })
 }
 
 // Symlink makes name in dirfd a symbolic link to target.
 func Symlink(target string, dirfd int, name string) error {
-	return retry(func() error { return unix.Symlinkat(target, dirfd, name) })
+	return retry("symlinkat", func() error { return unix.Symlinkat(target, dirfd, name) })
 }
 
 // Link makes newname in newdir another name of oldname in olddir, which is
 // not followed.
 func Link(olddir int, oldname string, newdir int, newname string) error {
-	return retry(func() error { return unix.Linkat(olddir, oldname, newdir, newname, 0) })
+	return retry("linkat", func() error { return unix.Linkat(olddir, oldname, newdir, newname, 0) })
 }
 
 // LinkFd gives the open file fd, which may have no name, the name newname.
 func LinkFd(fd int, newdir int, newname string) error {
-	return retry(func() error {
+	return retry("linkat", func() error {
 		return unix.Linkat(unix.AT_FDCWD, procPath(fd), newdir, newname, unix.AT_SYMLINK_FOLLOW)
 	})
 }
 
 // Unlink removes the non-directory name from dirfd.
 func Unlink(dirfd int, name string) error {
-	return retry(func() error { return unix.Unlinkat(dirfd, name, 0) })
+	return retry("unlinkat", func() error { return unix.Unlinkat(dirfd, name, 0) })
 }
 
 // Rmdir removes the empty directory name from dirfd.
 func Rmdir(dirfd int, name string) error {
-	return retry(func() error { return unix.Unlinkat(dirfd, name, unix.AT_REMOVEDIR) })
+	return retry("unlinkat", func() error { return unix.Unlinkat(dirfd, name, unix.AT_REMOVEDIR) })
 }
 
 // Flags of Rename.
@@ -51,14 +51,15 @@ const (
 
 // Rename moves a name; flags as in renameat2(2).
 func Rename(olddir int, oldname string, newdir int, newname string, flags uint) error {
-	return retry(func() error { return unix.Renameat2(olddir, oldname, newdir, newname, flags) })
+	return retry("renameat2", func() error { return unix.Renameat2(olddir, oldname, newdir, newname, flags) })
 }
 
 // Readlink returns the target of the symbolic link name in dirfd, or of
 // dirfd itself when name is empty.
 func Readlink(dirfd int, name string) ([]byte, error) {
 	buf := make([]byte, unix.PathMax)
-	n, err := unix.Readlinkat(dirfd, name, buf)
+	var n int
+	err := retry("readlinkat", func() (err error) { n, err = unix.Readlinkat(dirfd, name, buf); return err })
 	if err != nil {
 		return nil, err
 	}

@@ -10,8 +10,11 @@ import (
 // through no symbolic link of any kind, and not across a mount.
 const inBranch = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV
 
-// retry repeats fn while it is interrupted.
-func retry(fn func() error) error {
+// retry makes the system call fn, called op, until it is not interrupted.
+func retry(op string, fn func() error) error {
+	if err := fault(op); err != nil {
+		return err
+	}
 	for {
 		err := fn()
 		if err != unix.EINTR {
@@ -27,11 +30,13 @@ func OpenIn(dirfd int, name string, flags int, mode uint32) (int, error) {
 		Flags:   uint64(flags) | unix.O_CLOEXEC | unix.O_NOFOLLOW,
 		Resolve: inBranch,
 	}
+	op := "openat2"
 	if flags&(unix.O_CREAT|unix.O_TMPFILE&^unix.O_DIRECTORY) != 0 {
 		how.Mode = uint64(mode & 07777)
+		op = "openat2 O_CREAT"
 	}
 	var fd int
-	err := retry(func() (err error) {
+	err := retry(op, func() (err error) {
 		fd, err = unix.Openat2(dirfd, name, &how)
 		if err == unix.EAGAIN {
 			return unix.EINTR // a rename raced with RESOLVE_BENEATH; openat2(2) asks to try again
@@ -50,7 +55,7 @@ func OpenDir(dirfd int, name string) (int, error) {
 // symbolic links in it, as a handle for *at calls.
 func OpenRoot(path string) (int, error) {
 	var fd int
-	err := retry(func() (err error) {
+	err := retry("open", func() (err error) {
 		fd, err = unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		return err
 	})
@@ -61,7 +66,10 @@ func OpenRoot(path string) (int, error) {
 func Close(fd int) error { return unix.Close(fd) }
 
 // Dup duplicates fd with close-on-exec set.
-func Dup(fd int) (int, error) { return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3) }
+func Dup(fd int) (dup int, err error) {
+	err = retry("fcntl", func() (err error) { dup, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3); return err })
+	return dup, err
+}
 
 // procPath is the magic link of fd in /proc, for calls that take no O_PATH descriptor.
 func procPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }

@@ -52,7 +52,7 @@ func StatAt(dirfd int, name string, flags int) (st Stat, err error) {
 	if name == "" {
 		at |= unix.AT_EMPTY_PATH
 	}
-	err = retry(func() error { return unix.Statx(dirfd, name, at, statMask, &sx) })
+	err = retry("statx", func() error { return unix.Statx(dirfd, name, at, statMask, &sx) })
 	if err != nil {
 		return Stat{}, err
 	}
@@ -85,6 +85,6 @@ func rdev(major, minor uint32) uint32 {
 // Statfs returns the file system statistics of the file system of fd.
 func Statfs(fd int) (unix.Statfs_t, error) {
 	var st unix.Statfs_t
-	err := retry(func() error { return unix.Fstatfs(fd, &st) })
+	err := retry("fstatfs", func() error { return unix.Fstatfs(fd, &st) })
 	return st, err
 }

@@ -38,7 +38,7 @@ func GetXattrInto(dirfd int, name, attr string, dest []byte) (n int, err error) 
 	if name == "" || name == "." {
 		get = unix.Getxattr
 	}
-	err = retry(func() (err error) { n, err = get(path, attr, dest); return err })
+	err = retry("getxattr", func() (err error) { n, err = get(path, attr, dest); return err })
 	return n, err
 }
 
@@ -50,14 +50,18 @@ func ListXattr(dirfd int, name string) ([]string, error) {
 		list = unix.Listxattr
 	}
 	var small [512]byte
-	n, err := list(path, small[:])
 	buf := small[:]
-	for err == unix.ERANGE || err == unix.EINTR {
-		if n, err = list(path, nil); err != nil {
-			continue
+	into := func(buf []byte) (n int, err error) {
+		err = retry("listxattr", func() (err error) { n, err = list(path, buf); return err })
+		return n, err
+	}
+	n, err := into(buf)
+	for err == unix.ERANGE {
+		if n, err = into(nil); err != nil {
+			break
 		}
 		buf = make([]byte, n+64)
-		n, err = list(path, buf)
+		n, err = into(buf)
 	}
 	if err != nil || n == 0 {
 		return nil, err
@@ -72,7 +76,7 @@ func SetXattr(dirfd int, name, attr string, value []byte, flags int) error {
 	if name == "" || name == "." {
 		set = unix.Setxattr
 	}
-	return retry(func() error { return set(path, attr, value, flags) })
+	return retry("setxattr", func() error { return set(path, attr, value, flags) })
 }
 
 // RemoveXattr removes attr; ENODATA when there is none.
@@ -82,5 +86,5 @@ func RemoveXattr(dirfd int, name, attr string) error {
 	if name == "" || name == "." {
 		remove = unix.Removexattr
 	}
-	return retry(func() error { return remove(path, attr) })
+	return retry("removexattr", func() error { return remove(path, attr) })
 }

@@ -19,6 +19,7 @@ import (
 type Env struct {
 	T   testing.TB
 	Dir string
+	env []string // for programs that are run, beyond that of the test
 }
 
 // New makes the directory of a test. It is removed at the end.
@@ -34,7 +35,7 @@ func New(t testing.TB) *Env {
 		}
 	})
 	require.NoError(t, os.Chmod(dir, 0755))
-	e := &Env{t, dir}
+	e := &Env{T: t, Dir: dir}
 	for _, d := range []string{"l", "l2", "u", "w", "m"} {
 		require.NoError(t, os.Mkdir(e.P(d), 0755))
 	}
@@ -58,6 +59,9 @@ func makeRemovable(dir string) {
 func (e *Env) P(elem ...string) string {
 	return filepath.Join(append([]string{e.Dir}, elem...)...)
 }
+
+// Setenv sets a variable for the programs that are run in the environment.
+func (e *Env) Setenv(name, value string) { e.env = append(e.env, name+"="+value) }
 
 // RW are the options of the usual writable mount.
 func (e *Env) RW(more ...string) string {
@@ -89,6 +93,7 @@ func (e *Env) Cmd(prepare func(*exec.Cmd), name string, args ...string) Result {
 	cmd := exec.Command(name, args...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = e.Dir, &out, &errOut
 	cmd.WaitDelay = 5 * time.Second
+	cmd.Env = append(os.Environ(), e.env...)
 	if prepare != nil {
 		prepare(cmd)
 	}

@@ -31,6 +31,14 @@ func Base() string {
 	return "/var/tmp"
 }
 
+var atExit []func()
+
+// AtExit has fn called by Main after the tests.
+func AtExit(fn func()) { atExit = append(atExit, fn) }
+
+// FdPath is the path by which calls that want one reach an open file.
+func FdPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
+
 // Main is the TestMain of a package of black box tests.
 func Main(m *testing.M) {
 	dir, err := prepare()
@@ -40,6 +48,9 @@ func Main(m *testing.M) {
 	}
 	code := m.Run()
 	os.RemoveAll(dir)
+	for _, fn := range atExit {
+		fn()
+	}
 	os.Exit(code)
 }
 

@@ -1,0 +1,169 @@
+package crash
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/layerfs/layerfs/internal/faults"
+	"github.com/layerfs/layerfs/tests/harness"
+)
+
+// stage is one small union with a plan.
+type stage struct {
+	*harness.Env
+	plan *faults.Plan
+	opts string
+}
+
+func newStage(t *testing.T, dialect string) *stage {
+	t.Helper()
+	e := harness.New(t)
+	return &stage{e, newPlan(t, e), "lowerdir=" + e.P("l") + ":" + e.P("l2") + ",upperdir=" + e.P("u") + ",workdir=" + e.P("w") + ",whiteout=" + dialect}
+}
+
+// fill makes the branches as they are before a case, and the mount with what
+// the case prepares.
+func (s *stage) fill(c *change) *harness.Mount {
+	s.T.Helper()
+	s.Sh("chmod -R u+rwx u w l l2; rm -rf u w l l2; mkdir u w l l2")
+	s.Tree("l", lowers).Tree("l2", lowers2)
+	s.Sh("find l l2 -depth -exec touch -h -d 2001-01-01 {} +")
+	m := s.Mount(s.opts)
+	for _, p := range c.prep {
+		require.NoError(s.T, p(m.Point), "preparing")
+	}
+	return m
+}
+
+// dump lists the tree. Times are those of files only, and only whether they
+// are old: a directory's change when a copy is put into it and put back, and
+// a crash may come between.
+func (s *stage) dump(m *harness.Mount, c *change) []string {
+	s.T.Helper()
+	lines := harness.Dump(s.T, m.Point, harness.DumpOptions{Times: !c.written})
+	for i, l := range lines {
+		before, after, found := strings.Cut(l, " mtime=")
+		if !found {
+			continue
+		}
+		age, rest, _ := strings.Cut(after, " ")
+		switch {
+		case strings.Contains(before, " 04"):
+			age = ""
+		case strings.HasPrefix(age, "978"): // 2001
+			age = " old"
+		default:
+			age = " new"
+		}
+		lines[i] = before + age + " " + rest
+	}
+	return lines
+}
+
+// outcome is the tree before and after the change.
+type outcome struct{ before, after []string }
+
+func (s *stage) outcome(c *change) outcome {
+	s.T.Helper()
+	m := s.fill(c)
+	o := outcome{before: s.dump(m, c)}
+	m.Unmount()
+	m = s.fill(c)
+	require.NoError(s.T, c.do(m.Point), "the change itself")
+	live := s.dump(m, c)
+	m = m.Remount(s.opts)
+	o.after = s.dump(m, c)
+	m.Unmount()
+	require.Equal(s.T, o.after, live, "a remount changes the tree")
+	require.NotEqual(s.T, o.before, o.after, "nothing is changed")
+	return o
+}
+
+// TestKilled: see the package comment.
+func TestKilled(t *testing.T) {
+	for _, dialect := range []string{"overlay", "aufs", "xattr"} {
+		for _, c := range changes {
+			t.Run(dialect+"/"+c.name, func(t *testing.T) {
+				t.Parallel()
+				if dialect == "overlay" {
+					harness.RequireRoot(t)
+				}
+				s := newStage(t, dialect)
+				o := s.outcome(&c)
+				for n := 1; s.killed(&c, &o, n, dialect); n++ {
+					require.Less(t, n, 200, "the change never ends")
+				}
+			})
+		}
+	}
+}
+
+// killed makes the change with a daemon that dies before its n-th system call
+// that changes something, and looks what is there after the next mount. It
+// reports false when the daemon survived.
+func (s *stage) killed(c *change, o *outcome, n int, dialect string) bool {
+	t := s.T
+	t.Helper()
+	m := s.fill(c)
+	s.plan.Kills(n)
+	_ = c.do(m.Point) // fails, or not: the answer may have been sent before
+	calls := s.plan.Disarm()
+	if calls < n {
+		m.Unmount()
+		return false
+	}
+	m.Died()
+	require.True(t, harness.Eventually(5*time.Second, func() bool { return !harness.Alive(m.Pid) }))
+	require.NoError(t, unix.Unmount(m.Point, unix.MNT_DETACH))
+	m = s.Mount(s.opts)
+	got := s.dump(m, c)
+	at := fmt.Sprintf("killed before change %d: %s", n, strings.Join(s.plan.Ops(n), ", "))
+	switch {
+	case equal(got, o.before), equal(got, o.after):
+	case c.linked && dialect == "xattr" && bothNames(got, o):
+	default:
+		require.Equal(t, o.before, got, "%s\nnor is it as after: %s", at, strings.Join(o.after, "\n"))
+	}
+	m.Unmount()
+	return true
+}
+
+func equal(a, b []string) bool { return strings.Join(a, "\n") == strings.Join(b, "\n") }
+
+// bothNames reports whether every line is of before or after but for the
+// links that it shows, and no name of before or after is missing but
+// those that the change takes away.
+func bothNames(got []string, o *outcome) bool {
+	names := map[string]bool{}
+	known := map[string]bool{}
+	for _, l := range append(append([]string{}, o.before...), o.after...) {
+		known[withoutLinks(l)] = true
+	}
+	for _, l := range got {
+		if !known[withoutLinks(l)] {
+			return false
+		}
+		names[strings.Fields(l)[0]] = true
+	}
+	for _, l := range append(append([]string{}, o.before...), o.after...) {
+		if !names[strings.Fields(l)[0]] {
+			return false
+		}
+	}
+	return true
+}
+
+func withoutLinks(line string) string {
+	var kept []string
+	for _, f := range strings.Fields(line) {
+		if !strings.HasPrefix(f, "links{") && !strings.HasPrefix(f, "nlink=") {
+			kept = append(kept, f)
+		}
+	}
+	return strings.Join(kept, " ")
+}
