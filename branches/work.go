@@ -18,16 +18,23 @@ import (
 // Work is the work directory of an upper: WORKDIR/work for temporaries,
 // empty after an unmount, and WORKDIR/layerfs for indexes that can be rebuilt.
 type Work struct {
-	Tmp   int // O_PATH descriptor of WORKDIR/work
-	Keep  int // O_PATH descriptor of WORKDIR/layerfs
-	root  int // descriptor of WORKDIR, which carries the lock
-	mark  bool
-	next  atomic.Uint64
-	spare atomic.Uint64 // number of the whiteout that others are links of, 0: none
+	Tmp  int // O_PATH descriptor of WORKDIR/work
+	Keep int // O_PATH descriptor of WORKDIR/layerfs
+	root int // descriptor of WORKDIR, which carries the lock
+	mark bool
+	// Unclean: the last mount with this directory did not end as it should,
+	// or asked for the records in Keep to be looked through. Immutable.
+	Unclean  bool
+	distrust atomic.Bool // the records are to be looked through at the next mount
+	next     atomic.Uint64
+	spare    atomic.Uint64 // number of the whiteout that others are links of, 0: none
 }
 
 // lockWait is how long a mount waits for an ending daemon to let go.
 const lockWait = 2 * time.Second
+
+// liveMark is there from the mount until its clean end.
+const liveMark = "live"
 
 // volatileMark is left by a volatile mount until its clean end: after a crash
 // the upper may lack what was never synced (overlayfs's incompat/volatile).
@@ -90,11 +97,30 @@ func (w *Work) open(dir string, upper *Branch) (err error) {
 	if w.Tmp, err = makeDir(w.root, "work"); err == nil {
 		w.Keep, err = makeDir(w.root, "layerfs")
 	}
+	if err == nil {
+		err = w.markLive()
+	}
 	if err != nil {
 		return errs.New(errs.Failed, "work directory %s: %w", dir, err)
 	}
 	return probeRename(w, upper, dir)
 }
+
+func (w *Work) markLive() error {
+	err := sys.Mknod(w.Keep, liveMark, unix.S_IFREG|0600, 0)
+	w.Unclean = err == unix.EEXIST
+	w.distrust.Store(w.Unclean)
+	if w.Unclean {
+		return nil
+	}
+	return err
+}
+
+// Trust says that the records in Keep have been looked through.
+func (w *Work) Trust() { w.distrust.Store(false) }
+
+// Distrust makes the next mount look through the records in Keep.
+func (w *Work) Distrust() { w.distrust.Store(true) }
 
 // probeRename makes sure that names can be moved from work to the upper: one
 // device is not enough where they are different mounts.
@@ -215,6 +241,11 @@ func (w *Work) close() error {
 	}
 	if w.mark && err == nil {
 		err = sys.Unlink(w.Keep, volatileMark)
+	}
+	if w.Keep >= 0 && err == nil && !w.distrust.Load() {
+		if err = sys.Unlink(w.Keep, liveMark); err == unix.ENOENT {
+			err = nil
+		}
 	}
 	w.release()
 	return err

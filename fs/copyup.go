@@ -2,6 +2,7 @@ package fs
 
 import (
 	"math"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -58,21 +59,33 @@ func (f *FS) copyUpFile(n *node, limit int64) error {
 	}
 	f.applyOverride(n.low.part.Branch, low.fd, low.name, &st)
 	tmp := f.work.Name()
-	back, err := f.copyBody(n, low, tmp, &st, limit)
+	cp := &copied{tmp: tmp}
+	cp.back, err = f.copyBody(n, low, tmp, &st, limit)
 	if err == nil {
-		f.indexCopy(n, low, tmp, &st)
-		err = f.placeCopy(n, tmp, back)
+		cp.index, err = f.indexCopy(n, low, tmp, &st)
+	}
+	if err == nil {
+		err = f.placeCopy(n, cp)
+	}
+	if err != nil && !n.inUpper() {
+		if cp.back != nil {
+			cp.back.release()
+		}
+		f.unindexCopy(cp.index)
+		f.work.Discard(tmp)
 	}
 	if err != nil {
-		if back != nil {
-			back.release()
-		}
-		f.unindexCopy(n, &st)
-		f.work.Discard(tmp)
 		return err
 	}
 	f.announceLoss(n, &st)
 	return nil
+}
+
+// copied is a finished copy on its way to its place.
+type copied struct {
+	tmp   string   // its name in the work directory
+	back  *backing // of a regular file
+	index *indexed // of one with several names
 }
 
 // announceLoss tells the kernel when the copy of n could not keep the owner or
@@ -219,9 +232,9 @@ func (f *FS) syncCopy(back *backing) error {
 	return nil
 }
 
-// placeCopy moves the finished copy tmp to n's name and makes it n's file. A
+// placeCopy moves the finished copy to n's name and makes it n's file. A
 // file that has lost its name meanwhile lives on without one.
-func (f *FS) placeCopy(n *node, tmp string, back *backing) error {
+func (f *FS) placeCopy(n *node, cp *copied) error {
 	for {
 		n.mu.Lock()
 		var p place
@@ -230,12 +243,12 @@ func (f *FS) placeCopy(n *node, tmp string, back *backing) error {
 		}
 		n.mu.Unlock()
 		if p.dir == nil {
-			return f.adoptNameless(n, tmp, back)
+			return f.adoptNameless(n, cp)
 		}
 		if err := f.copyUp(p.dir, allData); err != nil {
 			return err
 		}
-		done, err := f.placeCopyAt(n, p, tmp, back)
+		done, err := f.placeCopyAt(n, p, cp)
 		if done || err != nil {
 			return err
 		}
@@ -244,72 +257,67 @@ func (f *FS) placeCopy(n *node, tmp string, back *backing) error {
 
 // placeCopyAt is placeCopy for one name; done is false when n has no longer
 // that name.
-func (f *FS) placeCopyAt(n *node, p place, tmp string, back *backing) (done bool, err error) {
+func (f *FS) placeCopyAt(n *node, p place, cp *copied) (done bool, err error) {
 	p.dir.dir.mu.Lock()
 	defer p.dir.dir.mu.Unlock()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	at := -1
-	for i, q := range n.names {
-		if q.dir == p.dir && q.name == p.name {
-			at = i
-		}
-	}
+	at := slices.IndexFunc(n.names, func(q place) bool { return q.dir == p.dir && q.name == p.name })
 	if at < 0 {
 		return false, nil
+	}
+	st, err := sys.StatAt(f.work.Tmp, cp.tmp, 0)
+	if err != nil {
+		return false, err
 	}
 	to, err := acquire(p.dir.dir.tree, p.dir.dir.tree.Upper(), p.name)
 	if err != nil {
 		return false, err
 	}
 	defer to.release()
-	err = f.keepTimes(to.fd, func() error {
-		return sys.Rename(f.work.Tmp, tmp, to.fd, p.name, sys.RenameNoReplace)
-	})
-	if err != nil {
-		return false, err
-	}
-	if f.opts.Sync == SyncStrict {
-		if err := sys.SyncDir(to.fd); err != nil {
-			return false, err
+	return true, f.keepTimes(to.fd, func() error {
+		if err := sys.Rename(f.work.Tmp, cp.tmp, to.fd, p.name, sys.RenameNoReplace); err != nil {
+			return err
 		}
-	}
-	n.names[at].upper = true
-	return true, f.adoptLocked(n, to.fd, p.name, back)
+		// From here on it is n's file, whatever fails.
+		n.names[at].upper = true
+		f.table.alias(n, f.identity(f.stack.Upper(), &st))
+		n.upper = true
+		f.adoptIndexLocked(n, cp.index, st.Nlink)
+		f.swapBackLocked(n, cp.back)
+		return f.syncPlace(to.fd)
+	})
 }
 
-// adoptLocked makes the file name of dirfd, open as back when it is a
-// regular one, n's file in the upper. Preconditions: n.mu is held.
-func (f *FS) adoptLocked(n *node, dirfd int, name string, back *backing) error {
-	st, err := sys.StatAt(dirfd, name, 0)
-	if err != nil {
-		return err
+// syncPlace makes a name that was put into the upper directory fd durable
+// where that is asked for.
+func (f *FS) syncPlace(fd int) error {
+	if f.opts.Sync != SyncStrict {
+		return nil
 	}
-	f.table.alias(n, f.identity(f.stack.Upper(), &st))
-	n.upper = true
-	f.swapBackLocked(n, back)
-	return nil
+	return sys.SyncDir(fd)
 }
 
 // adoptNameless keeps a copy whose file has no name any more, for those who
 // have it open.
-func (f *FS) adoptNameless(n *node, tmp string, back *backing) error {
+func (f *FS) adoptNameless(n *node, cp *copied) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	pin := back
+	pin := cp.back
 	if pin == nil {
-		fd, err := sys.OpenIn(f.work.Tmp, tmp, unix.O_PATH, 0)
+		fd, err := sys.OpenIn(f.work.Tmp, cp.tmp, unix.O_PATH, 0)
 		if err != nil {
 			return err
 		}
 		pin = newBacking(fd, false)
 	}
-	if err := sys.Unlink(f.work.Tmp, tmp); err != nil {
-		if back == nil {
+	if err := sys.Unlink(f.work.Tmp, cp.tmp); err != nil {
+		if cp.back == nil {
 			pin.release()
 		}
 		return err
 	}
+	f.unindexCopy(cp.index)
 	n.upper = true
 	f.swapBackLocked(n, pin)
 	return nil
@@ -379,20 +387,20 @@ func (f *FS) copyUpDir(n *node) error {
 	}
 	defer to.release()
 	err = f.keepTimes(to.fd, func() error {
-		return sys.Rename(f.work.Tmp, tmp, to.fd, p.name, sys.RenameNoReplace)
-	})
-	if err != nil {
-		f.work.Discard(tmp)
-		return err
-	}
-	if f.opts.Sync == SyncStrict {
-		if err := sys.SyncDir(to.fd); err != nil {
+		if err := sys.Rename(f.work.Tmp, tmp, to.fd, p.name, sys.RenameNoReplace); err != nil {
 			return err
 		}
+		n.upper = true
+		n.names[0].upper = true
+		n.dir.tree.AddUpper()
+		return f.syncPlace(to.fd)
+	})
+	if err != nil {
+		if !n.upper {
+			f.work.Discard(tmp)
+		}
+		return err
 	}
-	n.upper = true
-	n.names[0].upper = true
-	n.dir.tree.AddUpper()
 	if st, err := f.statLocked(n); err != nil || st.UID != was.UID || st.GID != was.GID || st.Mode != was.Mode {
 		f.inval(n, -1)
 	}

@@ -464,6 +464,9 @@ func (n *node) upperKey(f *FS, st *sys.Stat) uint64 { return f.identity(f.stack.
 func (f *FS) linkLocked(n *node, dirfd int, name string) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if err := f.ensureThawedLocked(n); err != nil {
+		return err
+	}
 	for _, p := range n.names {
 		if p.upper {
 			from, err := acquire(p.dir.dir.tree, p.dir.dir.tree.Upper(), p.name)

@@ -71,6 +71,9 @@ func New(stack *branches.Stack, opts Options) (*FS, error) {
 		return nil, err
 	}
 	f.links = links
+	if err := f.recover(); err != nil {
+		return nil, err
+	}
 	return f, f.addRoot()
 }
 

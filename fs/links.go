@@ -18,9 +18,9 @@ import (
 // WORKDIR/layerfs/links holds, for every lower inode with several links that
 // was copied up, a link to its copy, called by the lower inode's persistent
 // handle. A lookup of another lower name of that inode finds the copy there.
-// The copy carries its key and the difference between its links on disk and
-// in the union. The root of an upper with such copies is marked, so that a
-// lost index is built again from them at the next mount.
+// The copy carries its key and how many links it shows (linkcount.go). The
+// root of an upper with such copies is marked, so that a lost index is built
+// again from them at the next mount.
 //
 // A copy whose last name in the upper goes while names in lowers remain is
 // kept in the upper under .wh..wh.plnk: a work directory may be thrown away,
@@ -80,9 +80,8 @@ func (l *linkIndex) rebuild(dirfd int, name string) error {
 		case e.Type == unix.DT_DIR:
 			err = l.rebuild(fd, e.Name)
 		case e.Type != unix.DT_CHR:
-			key, _, ok := l.record(location{fd, e.Name, noRelease})
-			if ok {
-				err = sys.Link(fd, e.Name, l.fd, key)
+			if r, ok := l.record(location{fd, e.Name, noRelease}); ok {
+				err = sys.Link(fd, e.Name, l.fd, r.key)
 			}
 		}
 		if err != nil && err != unix.EEXIST {
@@ -93,29 +92,14 @@ func (l *linkIndex) rebuild(dirfd int, name string) error {
 }
 
 // mark notes on the upper that it has link records.
-func (l *linkIndex) mark() {
+func (l *linkIndex) mark() error {
 	l.some.Store(true)
-	if !l.marked.Swap(true) {
-		_ = sys.SetXattr(l.upper, "", l.ns+linksAttr, []byte("y"), 0)
+	if l.marked.Load() {
+		return nil
 	}
-}
-
-// record reads the link record of a file; one that makes no sense is none.
-func (l *linkIndex) record(at location) (key string, adj int32, ok bool) {
-	v, err := sys.GetXattr(at.fd, at.name, l.ns+linkAttr)
-	if err != nil {
-		return "", 0, false
-	}
-	if _, err := fmt.Sscanf(string(v), "%s %d", &key, &adj); err != nil || len(key) < 2 || len(key) > 201 {
-		return "", 0, false
-	}
-	for i, c := range key {
-		hexDigit := c >= '0' && c <= '9' || c >= 'a' && c <= 'f'
-		if i == 0 && c != 'h' && c != 'i' || i > 0 && !hexDigit {
-			return "", 0, false
-		}
-	}
-	return key, adj, true
+	err := sys.SetXattr(l.upper, "", l.ns+linksAttr, []byte("y"), 0)
+	l.marked.Store(err == nil)
+	return err
 }
 
 func (l *linkIndex) close() {
@@ -156,117 +140,76 @@ func (f *FS) linkedUp(parent *node, name string, res *branches.Resolution, ident
 	n := f.table.find(up)
 	if n == nil {
 		fresh := &node{ino: identity, typ: st.Type(), upper: true}
-		f.recallLink(location{f.links.fd, key, noRelease}, fresh)
+		f.recallCount(fresh, key, location{f.links.fd, key, noRelease}, int32(res.Stat.Nlink))
 		n = f.table.insert(fresh, up, false)
 	}
 	f.table.alias(n, identity)
 	return n, nil
 }
 
-// A lower file of which a name has been deleted, but which has never been
-// copied up, shows fewer links than it has. How many fewer is kept in the
-// index as a symbolic link; if that is lost, the count is too high.
-func hiddenName(key string) string { return "n" + key }
-
-// hiddenLinks returns the node of a lower file with deleted names, counted as
-// looked up, or nil if there is no record of it.
-func (f *FS) hiddenLinks(parent *node, name string, res *branches.Resolution, identity uint64, key string) *node {
-	text, err := sys.Readlink(f.links.fd, hiddenName(key))
-	if err != nil {
-		return nil
-	}
-	n := &node{ino: identity, typ: res.Stat.Type(), low: lowFile{parent.dir.tree, res.Where, name}}
-	if _, err := fmt.Sscanf(string(text), "%d", &n.adj); err != nil {
-		return nil
-	}
-	return f.table.insert(n, identity, false)
-}
-
-// saveHiddenLocked records n.adj of a file that lies in a lower.
-// Preconditions: n.mu is held.
-func (f *FS) saveHiddenLocked(n *node) {
-	low, err := acquire(n.low.dir, n.low.part, n.low.name)
-	if err != nil {
-		return
-	}
-	defer low.release()
-	key := hiddenName(linkKey(low, n.ino))
-	_ = sys.Unlink(f.links.fd, key)
-	if st, err := sys.StatAt(low.fd, low.name, 0); err != nil || int64(st.Nlink)+int64(n.adj) <= 0 || st.Nlink < 2 {
-		return
-	}
-	if sys.Symlink(fmt.Sprint(n.adj), f.links.fd, key) == nil {
-		f.links.some.Store(true)
-	}
-}
-
-// recallLink gives n what its file says of its links.
-func (f *FS) recallLink(at location, n *node) {
-	if f.links.fd < 0 || !f.links.some.Load() {
-		return
-	}
-	key, adj, ok := f.links.record(at)
-	if !ok {
-		return
-	}
-	if _, err := sys.StatAt(f.links.fd, key, 0); err != nil {
-		return
-	}
-	n.link, n.adj = key, adj
+// indexed is what a copy is entered into the index as.
+type indexed struct {
+	key   string
+	links int32 // of the union
 }
 
 // indexCopy enters the finished copy tmp of n, whose lower attributes are st,
-// into the index. Where that is impossible the names of n part ways, as they
-// do in every union without an index.
+// into the index; nil when it has one name only. Where the file system cannot
+// have an index the names of n part ways, as in every union without one.
 // Preconditions: n.copyMu is held.
-func (f *FS) indexCopy(n *node, low location, tmp string, st *sys.Stat) {
+func (f *FS) indexCopy(n *node, low location, tmp string, st *sys.Stat) (*indexed, error) {
 	if st.Nlink < 2 || n.typ == unix.S_IFDIR {
-		return
+		return nil, nil
 	}
-	key := linkKey(low, n.ino)
-	_ = sys.Unlink(f.links.fd, hiddenName(key))
-	_ = sys.Unlink(f.links.fd, key)
-	if sys.Link(f.work.Tmp, tmp, f.links.fd, key) != nil {
-		return
-	}
-	f.links.mark()
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.adj += int32(st.Nlink) - 2 // the copy has its own name and the one in the index
-	n.link = key
-	f.saveLinkLocked(n)
+	in := &indexed{linkKey(low, n.ino), int32(st.Nlink) + n.adj}
+	n.mu.Unlock()
+	err := f.links.mark()
+	if err == nil {
+		// Before the index can lead to it: a copy-up changes no number of links.
+		err = f.saveRecord(location{f.work.Tmp, tmp, noRelease}, n.typ, linkRecord{in.key, in.links, true})
+	}
+	if err == nil {
+		_ = sys.Unlink(f.links.fd, in.key)
+		err = sys.Link(f.work.Tmp, tmp, f.links.fd, in.key)
+	}
+	if err != nil {
+		return nil, unlessUnable(err)
+	}
+	if !f.takesOrigin(n.typ) {
+		f.setOriginLink(tmp, n.ino, in.key)
+	}
+	return in, nil
 }
 
 // unindexCopy takes back what indexCopy has done for a copy that could not be
-// put in its place: other names must not find it. st is what n has in the lower.
-// Preconditions: n.copyMu is held.
-func (f *FS) unindexCopy(n *node, st *sys.Stat) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.upper || n.link == "" {
+// put in its place: other names must not find it.
+func (f *FS) unindexCopy(in *indexed) {
+	if in != nil {
+		_ = sys.Unlink(f.links.fd, in.key)
+		_ = sys.Unlink(f.links.fd, recordName(in.key))
+	}
+}
+
+// adoptIndexLocked completes indexCopy for a copy in its place, which has the
+// given number of links on disk. Preconditions: n.mu is held.
+func (f *FS) adoptIndexLocked(n *node, in *indexed, disk uint32) {
+	if in == nil {
 		return
 	}
-	_ = sys.Unlink(f.links.fd, n.link)
-	n.adj -= int32(st.Nlink) - 2
-	n.link = ""
+	n.link, n.adj = in.key, in.links-int32(disk)
+	f.thawLinkLocked(n)
+	_ = sys.Unlink(f.links.fd, hiddenName(in.key))
 }
 
-// saveLinkLocked writes n's link record. Preconditions: n.mu is held.
-func (f *FS) saveLinkLocked(n *node) {
-	value := fmt.Sprintf("%s %d", n.link, n.adj)
-	_ = sys.SetXattr(f.links.fd, n.link, string(f.format.NS)+linkAttr, []byte(value), 0)
-}
-
-// aliasGoneLocked accounts for a name of n in a lower that is now covered.
-// Preconditions: n.mu is held.
-func (f *FS) aliasGoneLocked(n *node) {
-	n.adj--
-	switch {
-	case n.link != "":
-		f.saveLinkLocked(n)
-	case !n.upper:
-		f.saveHiddenLocked(n)
+// unlessUnable returns err, or nil where it says that the file system or its
+// user cannot have such a thing at all.
+func unlessUnable(err error) error {
+	switch err {
+	case unix.EPERM, unix.EACCES, unix.EOPNOTSUPP, unix.EMLINK:
+		return nil
 	}
+	return err
 }
 
 // dropIndexLocked takes n out of the index when its last name in the union
@@ -280,9 +223,15 @@ func (f *FS) dropIndexLocked(n *node) {
 		return
 	}
 	f.pinLocked(n)
-	_ = sys.Unlink(f.links.fd, n.link)
-	_ = sys.Unlink(f.links.upper, whiteout.LinkDir+"/"+n.link)
+	f.links.remove(n.link)
 	n.link = ""
+}
+
+// remove takes a copy that no name leads to out of the index.
+func (l *linkIndex) remove(key string) {
+	_ = sys.Unlink(l.upper, whiteout.LinkDir+"/"+key)
+	_ = sys.Unlink(l.fd, key)
+	_ = sys.Unlink(l.fd, recordName(key))
 }
 
 // keepOrphanLocked keeps the file of n in the upper though its last name
@@ -296,12 +245,11 @@ func (f *FS) keepOrphanLocked(n *node) error {
 	if err := sys.Mkdir(f.links.upper, whiteout.LinkDir, 0700); err != nil && err != unix.EEXIST {
 		return err
 	}
-	err = sys.Link(f.links.fd, n.link, f.links.upper, whiteout.LinkDir+"/"+n.link)
+	err = f.linkUnseenLocked(n, func() error {
+		return sys.Link(f.links.fd, n.link, f.links.upper, whiteout.LinkDir+"/"+n.link)
+	})
 	if err == unix.EEXIST {
 		return nil
-	}
-	if err == nil {
-		f.aliasGoneLocked(n) // one more link on disk, none more in the union
 	}
 	return err
 }
@@ -320,21 +268,22 @@ func (f *FS) materializeLocked(n *node, dir *node, name string) error {
 		return err
 	}
 	defer to.release()
-	return f.keepTimes(to.fd, func() error {
-		if at.name == "" {
-			err = sys.LinkFd(at.fd, to.fd, name)
-		} else {
-			err = sys.Link(at.fd, at.name, to.fd, name)
-		}
-		if err != nil {
-			return err
-		}
-		for i, p := range n.names {
-			if p.dir == dir && p.name == name {
-				n.names[i].upper = true
+	return f.linkUnseenLocked(n, func() error {
+		return f.keepTimes(to.fd, func() error {
+			if at.name == "" {
+				err = sys.LinkFd(at.fd, to.fd, name)
+			} else {
+				err = sys.Link(at.fd, at.name, to.fd, name)
 			}
-		}
-		f.aliasGoneLocked(n)
-		return nil
+			if err != nil {
+				return err
+			}
+			for i, p := range n.names {
+				if p.dir == dir && p.name == name {
+					n.names[i].upper = true
+				}
+			}
+			return nil
+		})
 	})
 }

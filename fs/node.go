@@ -27,13 +27,14 @@ type node struct {
 
 	copyMu sync.Mutex // held for the whole copy-up of this node, and by nothing else
 
-	mu    sync.Mutex
-	names []place  // protected by mu; empty when unlinked. A directory has one.
-	upper bool     // the file is in the upper. Never goes back. Protected by mu.
-	adj   int32    // links in the union = links on disk + adj. Protected by mu.
-	link  string   // key in the link index, "" for none. Protected by mu.
-	back  *backing // the open file, while opens > 0 or no name is left. Protected by mu.
-	opens int      // handles. Protected by mu.
+	mu     sync.Mutex
+	names  []place  // protected by mu; empty when unlinked. A directory has one.
+	upper  bool     // the file is in the upper. Never goes back. Protected by mu.
+	adj    int32    // links in the union = links on disk + adj. Protected by mu.
+	link   string   // key in the link index, "" for none. Protected by mu.
+	frozen bool     // the link record is absolute, see linkcount.go. Protected by mu.
+	back   *backing // the open file, while opens > 0 or no name is left. Protected by mu.
+	opens  int      // handles. Protected by mu.
 }
 
 // dirNode is what only a directory has.

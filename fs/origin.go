@@ -34,9 +34,7 @@ func (f *FS) recallOrigin(parent *node, name string, n *node, upperIno uint64) e
 		return nil
 	}
 	if !f.takesOrigin(n.typ) {
-		if text, err := sys.Readlink(f.links.fd, originName(upperIno)); err == nil {
-			_, _ = fmt.Sscanf(string(text), "%x", &n.ino)
-		}
+		f.recallOriginNote(parent, name, n, upperIno)
 		return nil
 	}
 	at, err := acquire(parent.dir.tree, parent.dir.tree.Upper(), name)
@@ -49,6 +47,31 @@ func (f *FS) recallOrigin(parent *node, name string, n *node, upperIno uint64) e
 		f.recallLink(at, n)
 	}
 	return nil
+}
+
+// recallOriginNote is recallOrigin for a file that takes no attributes.
+func (f *FS) recallOriginNote(parent *node, name string, n *node, upperIno uint64) {
+	text, err := sys.Readlink(f.links.fd, originName(upperIno))
+	if err != nil {
+		return
+	}
+	key := ""
+	_, _ = fmt.Sscanf(string(text), "%x %s", &n.ino, &key)
+	if _, err := sys.StatAt(f.links.fd, key, 0); key == "" || err != nil {
+		return
+	}
+	if at, err := acquire(parent.dir.tree, parent.dir.tree.Upper(), name); err == nil {
+		f.recallCount(n, key, at, 0)
+		at.release()
+	}
+}
+
+// setOriginLink is setOrigin for the copy tmp, which takes no attributes and
+// is in the link index under key.
+func (f *FS) setOriginLink(tmp string, ino uint64, key string) {
+	if st, err := sys.StatAt(f.work.Tmp, tmp, 0); err == nil {
+		_ = f.putNote(originName(st.Ino), fmt.Sprintf("%x %s", ino, key))
+	}
 }
 
 // origin reads the inode number that a file in the upper has inherited.
@@ -71,8 +94,7 @@ func (f *FS) setOrigin(dirfd int, name string, typ uint32, ino uint64) {
 		return
 	}
 	if st, err := sys.StatAt(dirfd, name, 0); err == nil {
-		f.dropOrigin(st.Ino)
-		_ = sys.Symlink(fmt.Sprintf("%x", ino), f.links.fd, originName(st.Ino))
+		_ = f.putNote(originName(st.Ino), fmt.Sprintf("%x", ino))
 	}
 }
 

@@ -61,7 +61,13 @@ func (f *FS) remove(parentID uint64, name string, dir bool) error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if err := f.takeOutLocked(parent, name, n, res.InUpper()); err != nil {
+	inUpper := res.InUpper()
+	if !inUpper {
+		if inUpper, err = f.beforeCoverLocked(n, parent, name, &res.Stat); err != nil {
+			return err
+		}
+	}
+	if err := f.takeOutLocked(parent, name, n, inUpper); err != nil {
 		return err
 	}
 	f.unnamedLocked(n, parent, name, &res.Stat)
@@ -92,6 +98,9 @@ func (f *FS) takeOutLocked(parent *node, name string, n *node, inUpper bool) err
 		return err
 	}
 	defer to.release()
+	if err := f.ensureThawedLocked(n); err != nil {
+		return err
+	}
 	if inUpper && f.lastUpperLocked(n) {
 		if err := f.beforeLastLocked(n); err != nil {
 			return err
@@ -199,8 +208,8 @@ func (f *FS) unnamedLocked(n *node, parent *node, name string, was *sys.Stat) {
 		f.forgetKeys(n)
 		return
 	}
-	if known && !p.upper {
-		f.aliasGoneLocked(n)
+	if known && !p.upper && was.Nlink > 1 {
+		f.nameHiddenLocked(n)
 	}
 	f.dropIndexLocked(n)
 	if n.upper && n.link == "" && was.Nlink <= 1 {

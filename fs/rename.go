@@ -297,8 +297,8 @@ func (f *FS) replace(from, to *side, flags uint32) error {
 	if err := f.materializeSide(from); err != nil {
 		return err
 	}
-	if to.n != nil && to.res.InUpper() && f.lastUpperLocked(to.n) {
-		if err := f.beforeLastLocked(to.n); err != nil {
+	if to.n != nil {
+		if err := f.readyReplacedLocked(to); err != nil {
 			return err
 		}
 	}
@@ -309,6 +309,24 @@ func (f *FS) replace(from, to *side, flags uint32) error {
 		f.unnamedLocked(to.n, to.parent, to.name, &to.res.Stat)
 	}
 	f.movePlaceLocked(from.n, from, to)
+	return nil
+}
+
+// readyReplacedLocked readies what is at to for the loss of that name.
+// Preconditions: to.n.mu is held, to.parent.dir.mu is held for writing.
+func (f *FS) readyReplacedLocked(to *side) (err error) {
+	inUpper := to.res.InUpper()
+	if !inUpper {
+		if inUpper, err = f.beforeCoverLocked(to.n, to.parent, to.name, &to.res.Stat); err != nil {
+			return err
+		}
+	}
+	if err := f.ensureThawedLocked(to.n); err != nil {
+		return err
+	}
+	if inUpper && f.lastUpperLocked(to.n) {
+		return f.beforeLastLocked(to.n)
+	}
 	return nil
 }
 
@@ -401,9 +419,8 @@ func (f *FS) moveOnDisk(from, to *side) error {
 		err = move(func() error { return sys.Rename(from.fd, from.name, to.fd, to.name, 0) })
 	}
 	if err == nil && to.parent.dir.tree.MayHaveMarks() && len(to.name)+len(whiteout.Prefix) <= unix.NAME_MAX {
-		if uerr := sys.Unlink(to.fd, whiteout.Prefix+to.name); uerr != unix.ENOENT {
-			err = uerr
-		}
+		// An entry beats a whiteout of its own name: what stays does no harm.
+		_ = sys.Unlink(to.fd, whiteout.Prefix+to.name)
 	}
 	return err
 }
@@ -430,33 +447,60 @@ func (f *FS) swapWithWhiteout(from, to *side, move func(func() error) error) err
 	return sys.Unlink(from.fd, from.name)
 }
 
-// moveLeavingXattrWhiteout is RENAME_WHITEOUT for the xattr dialect. A file
-// has both names for a moment; a directory changes places with a whiteout.
+// moveLeavingXattrWhiteout is RENAME_WHITEOUT for the xattr dialect.
 func (f *FS) moveLeavingXattrWhiteout(from, to *side, move func(func() error) error) error {
-	if !from.n.isDir() {
-		tmp := f.work.Name()
-		if err := sys.Link(from.fd, from.name, f.work.Tmp, tmp); err != nil {
+	if from.n.isDir() && to.n == nil {
+		if err := f.stack.PrepareWhiteout(to.parent.dir.tree, to.fd); err != nil {
 			return err
 		}
-		if err := sys.Rename(f.work.Tmp, tmp, to.fd, to.name, 0); err != nil {
-			f.work.Discard(tmp)
-			return err
-		}
-		return f.replaceByWhiteout(location{from.fd, from.name, noRelease}, false)
-	}
-	if err := f.stack.PrepareWhiteout(to.parent.dir.tree, to.fd); err != nil {
-		return err
-	}
-	if to.n == nil {
 		if err := f.work.LinkWhiteout(f.format, to.fd, to.name); err != nil {
 			return err
 		}
 		return f.swapWithWhiteout(from, to, move)
 	}
-	// The victim is an empty directory: it takes the old place until the whiteout does.
-	err := move(func() error { return sys.Rename(from.fd, from.name, to.fd, to.name, sys.RenameExchange) })
+	// No single call does it. For a moment a file has both names, or the victim
+	// of a directory, which is an empty one, has the old name.
+	moving, err := sys.StatAt(from.fd, from.name, 0)
 	if err != nil {
 		return err
 	}
-	return f.replaceByWhiteout(location{from.fd, from.name, noRelease}, true)
+	left := moving
+	if from.n.isDir() {
+		if left, err = sys.StatAt(to.fd, to.name, 0); err != nil {
+			return err
+		}
+	}
+	done, err := f.noteRename(from, to, left.Ino, moving.Ino)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if !from.n.isDir() {
+		if err := f.addName(from, to); err != nil {
+			return err
+		}
+		return f.replaceByWhiteout(location{from.fd, from.name, noRelease}, false)
+	}
+	exchange := func() error { return sys.Rename(from.fd, from.name, to.fd, to.name, sys.RenameExchange) }
+	if err := move(exchange); err != nil {
+		return err
+	}
+	err = f.replaceByWhiteout(location{from.fd, from.name, noRelease}, true)
+	if err != nil {
+		_ = from.n.dir.tree.Move(from.parent.dir.tree, from.name, exchange)
+	}
+	return err
+}
+
+// addName gives what is at from the name to as well.
+func (f *FS) addName(from, to *side) error {
+	tmp := f.work.Name()
+	if err := sys.Link(from.fd, from.name, f.work.Tmp, tmp); err != nil {
+		return err
+	}
+	err := sys.Rename(f.work.Tmp, tmp, to.fd, to.name, 0)
+	if err != nil {
+		f.work.Discard(tmp)
+	}
+	return err
 }

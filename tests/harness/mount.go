@@ -81,8 +81,7 @@ func (m *Mount) Unmount() {
 			_ = unix.Unmount(m.Point, unix.MNT_DETACH)
 		}
 	}
-	if !Eventually(2*time.Second, func() bool { return !alive(m.Pid) }) {
-		t.Errorf("daemon %d is still there 2 s after the unmount", m.Pid)
+	if WaitGone(t, m.Pid, m.Point); alive(m.Pid) {
 		_ = unix.Kill(m.Pid, unix.SIGKILL)
 	}
 	if Mounted(m.Point) {

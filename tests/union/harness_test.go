@@ -13,6 +13,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/layerfs/layerfs/tests/harness"
 )
 
 // binary is the program under test.
@@ -142,10 +144,7 @@ func (b *box) mountWith(options, mnt string) (umount func()) {
 			b.t.Errorf("unmounting: %v", err)
 			unix.Unmount(mnt, unix.MNT_DETACH)
 		}
-		if !goneWithin(pid, 10*time.Second) {
-			threads, _ := exec.Command("sh", "-c", fmt.Sprintf("cd /proc/%d/task && grep . */wchan */syscall */status | grep -v '^[^:]*:[a-zA-Z_]*:' ; grep -h State */status", pid)).CombinedOutput()
-			b.t.Errorf("daemon %d outlives its mount; its threads:\n%s", pid, threads)
-		}
+		harness.WaitGone(b.t, pid, mnt)
 		_, work, _ := strings.Cut(options, "workdir=")
 		work, _, _ = strings.Cut(work, ",")
 		if left, _ := os.ReadDir(work + "/work"); work != "" && len(left) > 0 {
@@ -213,15 +212,6 @@ func isGone(pid int) bool {
 	}
 	_, rest, _ := strings.Cut(string(data), ") ")
 	return strings.HasPrefix(rest, "Z") || strings.HasPrefix(rest, "X")
-}
-
-func goneWithin(pid int, d time.Duration) bool {
-	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if isGone(pid) {
-			return true
-		}
-	}
-	return false
 }
 
 // put makes files below dir from "path=content" (a file), "path/" (a

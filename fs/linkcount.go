@@ -1,0 +1,247 @@
+package fs
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/layerfs/layerfs/branches"
+	"github.com/layerfs/layerfs/internal/sys"
+)
+
+// How many links a file shows is not what the disk says, once names of it are
+// in lowers: the copy has a link in the index and maybe one in .wh..wh.plnk,
+// which nobody sees, and lower names that nobody has touched are no links of
+// it. A record says how many to add (overlayfs's "U+n"). A change that makes
+// or removes a link on disk which the union does not show goes between two
+// records: before it one that says how many links there are, whatever the disk
+// says (overlayfs's "L+n"), after it the sum anew. So a SIGKILL between any two
+// system calls leaves the number right.
+//
+// A file that was never copied up and has lost names shows fewer links than
+// the disk says; that is recorded in the index, as is what belongs to files
+// that take no attributes of this user. If the index is lost, they show too many.
+
+// linkRecord is what is recorded of the links of a file in the upper.
+type linkRecord struct {
+	key string
+	n   int32
+	// absolute: n links are shown, else n more than are on disk.
+	absolute bool
+}
+
+func (r linkRecord) String() string {
+	if r.absolute {
+		return fmt.Sprintf("%s =%d", r.key, r.n)
+	}
+	return fmt.Sprintf("%s %d", r.key, r.n)
+}
+
+// maxKey is the length of the longest key: a letter and 100 bytes in hex.
+const maxKey = 201
+
+// parseRecord reads a record; one that makes no sense is none.
+func parseRecord(text string) (r linkRecord, ok bool) {
+	key, number, ok := strings.Cut(text, " ")
+	if !ok || len(key) < 2 || len(key) > maxKey || key[0] != 'h' && key[0] != 'i' || strings.Trim(key[1:], "0123456789abcdef") != "" {
+		return r, false
+	}
+	r.key = key
+	number, r.absolute = strings.CutPrefix(number, "=")
+	n, err := strconv.ParseInt(number, 10, 32)
+	r.n = int32(n)
+	return r, err == nil
+}
+
+// record reads the link record that the file at carries.
+func (l *linkIndex) record(at location) (linkRecord, bool) {
+	v, err := sys.GetXattr(at.fd, at.name, l.ns+linkAttr)
+	if err != nil {
+		return linkRecord{}, false
+	}
+	return parseRecord(string(v))
+}
+
+// recordName is where the index has the record of a file that takes no attributes.
+func recordName(key string) string { return "r" + key }
+
+// recordOf reads the record of the file at, whose key is key, from where it is.
+func (l *linkIndex) recordOf(key string, at location) (linkRecord, bool) {
+	r, ok := l.record(at)
+	if !ok {
+		if text, err := sys.Readlink(l.fd, recordName(key)); err == nil {
+			r, ok = parseRecord(string(text))
+		}
+	}
+	return r, ok && r.key == key
+}
+
+// saveRecord writes the record of the file at, which is of type typ.
+func (f *FS) saveRecord(at location, typ uint32, r linkRecord) error {
+	if f.takesOrigin(typ) {
+		return sys.SetXattr(at.fd, at.name, f.links.ns+linkAttr, []byte(r.String()), 0)
+	}
+	return f.putNote(recordName(r.key), r.String())
+}
+
+// putNote makes text the note called name in the index, in one step.
+func (f *FS) putNote(name, text string) error {
+	tmp := f.work.Name()
+	if err := sys.Symlink(text, f.work.Tmp, tmp); err != nil {
+		return err
+	}
+	err := sys.Rename(f.work.Tmp, tmp, f.links.fd, name, 0)
+	if err != nil {
+		f.work.Discard(tmp)
+	}
+	return err
+}
+
+// recallLink gives n, whose file is at, what is recorded of its links.
+func (f *FS) recallLink(at location, n *node) {
+	if f.links.fd < 0 || !f.links.some.Load() {
+		return
+	}
+	r, ok := f.links.record(at)
+	if !ok {
+		return
+	}
+	if _, err := sys.StatAt(f.links.fd, r.key, 0); err != nil {
+		return
+	}
+	f.recallCount(n, r.key, at, 0)
+}
+
+// recallCount gives the new node n, whose file at is in the index under key,
+// its number of links. Without a record there are as many as in the lower.
+func (f *FS) recallCount(n *node, key string, at location, lower int32) {
+	r, ok := f.links.recordOf(key, at)
+	if !ok {
+		r = linkRecord{key, lower, true}
+	}
+	n.link, n.adj = key, r.n
+	if !r.absolute {
+		return
+	}
+	if st, err := sys.StatAt(at.fd, at.name, 0); err == nil {
+		n.adj = r.n - int32(st.Nlink)
+	}
+	f.thawLinkLocked(n) // nobody else knows n yet
+}
+
+// freezeLinkLocked records how many links n shows, whatever the disk will say.
+// Preconditions: n.mu is held, n is in the upper.
+func (f *FS) freezeLinkLocked(n *node) error {
+	if n.link == "" {
+		return nil
+	}
+	st, err := sys.StatAt(f.links.fd, n.link, 0)
+	if err != nil {
+		return err
+	}
+	n.frozen = true
+	return f.saveRecord(location{f.links.fd, n.link, noRelease}, n.typ, linkRecord{n.link, int32(st.Nlink) + n.adj, true})
+}
+
+// thawLinkLocked records how many links n shows beyond those on disk. If that
+// fails n stays frozen, and changes that both the disk and the union show are
+// refused until it succeeds. Preconditions: n.mu is held.
+func (f *FS) thawLinkLocked(n *node) error {
+	if n.link == "" || f.links.fd < 0 {
+		return nil
+	}
+	err := f.saveRecord(location{f.links.fd, n.link, noRelease}, n.typ, linkRecord{n.link, n.adj, false})
+	n.frozen = err != nil
+	return err
+}
+
+// ensureThawedLocked readies n for a change that disk and union both show.
+// Preconditions: n.mu is held.
+func (f *FS) ensureThawedLocked(n *node) error {
+	if !n.frozen {
+		return nil
+	}
+	return f.thawLinkLocked(n)
+}
+
+// linkUnseenLocked runs link, which makes a link of n on disk that the union
+// does not show as one more. Preconditions: n.mu is held, n is in the upper.
+func (f *FS) linkUnseenLocked(n *node, link func() error) error {
+	if err := f.freezeLinkLocked(n); err != nil {
+		return err
+	}
+	err := link()
+	if err == nil {
+		n.adj--
+	}
+	_ = f.thawLinkLocked(n)
+	return err
+}
+
+// hiddenName is where the index notes how many of the names of a lower file
+// that was never copied up have been deleted.
+func hiddenName(key string) string { return "n" + key }
+
+// hiddenLinks returns the node of a lower file with deleted names, counted as
+// looked up, or nil if there is no record of it.
+func (f *FS) hiddenLinks(parent *node, name string, res *branches.Resolution, identity uint64, key string) *node {
+	text, err := sys.Readlink(f.links.fd, hiddenName(key))
+	if err != nil {
+		return nil
+	}
+	n := &node{ino: identity, typ: res.Stat.Type(), low: lowFile{parent.dir.tree, res.Where, name}}
+	if _, err := fmt.Sscanf(string(text), "%d", &n.adj); err != nil {
+		return nil
+	}
+	return f.table.insert(n, identity, false)
+}
+
+// beforeCoverLocked readies n for the loss of its name in a lower, which is
+// about to be covered: a copy gets that name in the upper first, so that one
+// system call then takes it from disk and union; for a file that was never
+// copied up it is noted which name is going. It reports whether the name is in
+// the upper now. was is what the lower file was on disk.
+// Preconditions: n.mu is held, parent.dir.mu is held for writing.
+func (f *FS) beforeCoverLocked(n, parent *node, name string, was *sys.Stat) (inUpper bool, err error) {
+	if n.isDir() {
+		return false, nil
+	}
+	if n.upper {
+		return true, f.materializeLocked(n, parent, name)
+	}
+	if was.Nlink < 2 {
+		return false, nil
+	}
+	return false, f.noteHiddenLocked(n, " ?"+parent.dir.tree.Path()+"/"+name)
+}
+
+// nameHiddenLocked accounts for a name of n, which lies in a lower, that is now
+// covered. Preconditions: n.mu is held.
+func (f *FS) nameHiddenLocked(n *node) {
+	n.adj--
+	if err := f.noteHiddenLocked(n, ""); err != nil {
+		f.work.Distrust()
+	}
+}
+
+// noteHiddenLocked notes how many names of n are deleted. going is empty, or
+// " ?" and the path of a name that may be deleted too: FS.recover finds out.
+// Preconditions: n.mu is held.
+func (f *FS) noteHiddenLocked(n *node, going string) error {
+	low, err := acquire(n.low.dir, n.low.part, n.low.name)
+	if err != nil {
+		return err
+	}
+	defer low.release()
+	st, err := sys.StatAt(low.fd, low.name, 0)
+	if err != nil {
+		return err
+	}
+	key := linkKey(low, n.ino)
+	if st.Nlink < 2 || int64(st.Nlink)+int64(n.adj) <= 0 {
+		_ = sys.Unlink(f.links.fd, hiddenName(key))
+		return nil
+	}
+	f.links.some.Store(true)
+	return f.putNote(hiddenName(key), fmt.Sprint(n.adj)+going)
+}

@@ -1,0 +1,249 @@
+package fs
+
+import (
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/layerfs/layerfs/branches"
+	"github.com/layerfs/layerfs/internal/sys"
+)
+
+// recover completes what a daemon that was killed has left between two steps.
+// It runs before the mount, when nobody else is there.
+func (f *FS) recover() error {
+	if f.work == nil || !f.work.Unclean {
+		return nil
+	}
+	if err := f.finishRenames(); err != nil {
+		return fmt.Errorf("completing an interrupted rename: %w", err)
+	}
+	if err := f.mendIndex(); err != nil {
+		return fmt.Errorf("mending the link index: %w", err)
+	}
+	f.work.Trust()
+	return nil
+}
+
+// mendIndex brings the numbers of links up to date and takes out of the index
+// what no name leads to any more.
+func (f *FS) mendIndex() error {
+	entries, err := sys.ReadDirAt(f.links.fd)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		switch e.Name[0] {
+		case 'h', 'i':
+			err = f.mendCopy(e.Name)
+		case 'n':
+			err = f.mendHidden(e.Name)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", e.Name, err)
+		}
+	}
+	return nil
+}
+
+// mendCopy mends the entry of a copy.
+func (f *FS) mendCopy(key string) error {
+	at := location{f.links.fd, key, noRelease}
+	r, ok := f.links.recordOf(key, at)
+	if !ok {
+		return nil
+	}
+	st, err := sys.StatAt(at.fd, at.name, 0)
+	if err != nil {
+		return err
+	}
+	if r.absolute {
+		r.n, r.absolute = r.n-int32(st.Nlink), false
+		if err := f.saveRecord(at, st.Type(), r); err != nil {
+			return err
+		}
+	}
+	if int64(st.Nlink)+int64(r.n) <= 0 {
+		f.links.remove(key)
+	}
+	return nil
+}
+
+// mendHidden settles whether the name whose deletion a note announces is gone.
+func (f *FS) mendHidden(name string) error {
+	text, err := sys.Readlink(f.links.fd, name)
+	if err != nil {
+		return err
+	}
+	number, path, announced := strings.Cut(string(text), " ?")
+	var adj int
+	if _, err := fmt.Sscan(number, &adj); !announced || err != nil {
+		return nil
+	}
+	covered, err := f.covered(path, strings.TrimPrefix(name, hiddenName("")))
+	if err != nil {
+		return err
+	}
+	if covered {
+		adj--
+	}
+	if adj == 0 {
+		return sys.Unlink(f.links.fd, name)
+	}
+	return f.putNote(name, fmt.Sprint(adj))
+}
+
+// covered reports whether the merged tree shows something else at path, or
+// nothing, than the lower file with the given key.
+func (f *FS) covered(path, key string) (bool, error) {
+	dir := f.stack.Root()
+	names := strings.FieldsFunc(path, func(r rune) bool { return r == '/' })
+	for i, name := range names {
+		res, err := f.stack.Lookup(dir, name)
+		if err != nil {
+			return false, err
+		}
+		if i == len(names)-1 {
+			if res.Kind == branches.NotFound || res.Kind == branches.Directory || res.InUpper() {
+				return true, nil
+			}
+			at, err := acquire(dir, res.Where, name)
+			if err != nil {
+				return false, err
+			}
+			defer at.release()
+			return linkKey(at, f.identity(res.Where.Branch, &res.Stat)) != key, nil
+		}
+		if res.Kind != branches.Directory {
+			return true, nil
+		}
+		dir = res.Dir
+		defer dir.Close()
+	}
+	return true, nil
+}
+
+// A rename that takes two steps on disk is noted before the first, so that
+// one which was interrupted between them can be completed.
+type renameNote struct {
+	// The inode numbers in the upper of what is at the two names between the
+	// steps; then what is at from is to be replaced by a whiteout.
+	fromIno, toIno uint64
+	from, to       string // paths in the upper
+}
+
+const renameNotePrefix = "rename"
+
+func (r renameNote) String() string {
+	return fmt.Sprintf("%d %d\x00%s\x00%s", r.fromIno, r.toIno, r.from, r.to)
+}
+
+func parseRenameNote(text string) (r renameNote, ok bool) {
+	part := strings.Split(text, "\x00")
+	if len(part) != 3 {
+		return r, false
+	}
+	_, err := fmt.Sscanf(part[0], "%d %d", &r.fromIno, &r.toIno)
+	r.from, r.to = part[1], part[2]
+	return r, err == nil
+}
+
+// noteRename notes a rename that will have the inodes fromIno and toIno at its
+// two names until a whiteout replaces the first. done must be called in the end.
+func (f *FS) noteRename(from, to *side, fromIno, toIno uint64) (done func(), err error) {
+	path := func(s *side) string { return strings.TrimLeft(s.parent.dir.tree.Path()+"/"+s.name, "/") }
+	note := renameNote{fromIno, toIno, path(from), path(to)}
+	tmp := f.work.Name()
+	fd, err := sys.OpenIn(f.work.Tmp, tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0600)
+	if err != nil {
+		return nil, err
+	}
+	err = sys.PWriteAll(fd, []byte(note.String()), 0)
+	sys.Close(fd)
+	name := renameNotePrefix + tmp
+	if err == nil {
+		err = sys.Rename(f.work.Tmp, tmp, f.work.Keep, name, 0)
+	}
+	if err != nil {
+		f.work.Discard(tmp)
+		return nil, err
+	}
+	return func() {
+		if sys.Unlink(f.work.Keep, name) != nil {
+			f.work.Distrust()
+		}
+	}, nil
+}
+
+func (f *FS) finishRenames() error {
+	entries, err := sys.ReadDirAt(f.work.Keep)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name, renameNotePrefix) {
+			continue
+		}
+		if err := f.finishRename(e.Name); err != nil {
+			return err
+		}
+		if err := sys.Unlink(f.work.Keep, e.Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// finishRename takes the second step of a rename if it is due. A path that has
+// gone, or leads to something else, says that it is not.
+func (f *FS) finishRename(name string) error {
+	fd, err := sys.OpenIn(f.work.Keep, name, unix.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer sys.Close(fd)
+	buf := make([]byte, 3*unix.PathMax)
+	n, err := sys.PRead(fd, buf, 0)
+	if err != nil {
+		return err
+	}
+	note, ok := parseRenameNote(string(buf[:n]))
+	if !ok {
+		return nil
+	}
+	to, st, err := f.inUpper(note.to)
+	if err != nil {
+		return nil
+	}
+	to.release()
+	if st.Ino != note.toIno {
+		return nil
+	}
+	from, st, err := f.inUpper(note.from)
+	if err != nil {
+		return nil
+	}
+	defer from.release()
+	if st.Ino != note.fromIno {
+		return nil
+	}
+	return f.replaceByWhiteout(from, st.IsDir())
+}
+
+// inUpper finds a path in the upper.
+func (f *FS) inUpper(path string) (location, sys.Stat, error) {
+	dir, name := ".", path
+	if i := strings.LastIndexByte(path, '/'); i >= 0 {
+		dir, name = path[:i], path[i+1:]
+	}
+	fd, err := sys.OpenDir(f.stack.Upper().Root, dir)
+	if err != nil {
+		return location{}, sys.Stat{}, err
+	}
+	st, err := sys.StatAt(fd, name, 0)
+	if err != nil {
+		sys.Close(fd)
+	}
+	return location{fd, name, func() { sys.Close(fd) }}, st, err
+}
