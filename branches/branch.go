@@ -81,9 +81,9 @@ func join(dir, name string) string {
 
 // hides reports whether the branch records that name is deleted below it,
 // by a mark beside the name; st is nil when the branch has no such entry.
-func (p *Part) hidesBeside(fd int, name string) bool {
+func (p *Part) hidesBeside(fd int, name string) (bool, error) {
 	if !p.Branch.whiteouts || p.noMarks.Load() || len(name)+len(whiteout.Prefix) > unix.NAME_MAX {
-		return false
+		return false, nil
 	}
 	return whiteout.HasAUFS(fd, name)
 }

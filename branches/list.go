@@ -35,8 +35,11 @@ func (s *Stack) List(d *Dir) ([]Entry, error) {
 		if len(parts) > 1 && m.seen == nil {
 			m.seen = make(map[string]int, len(entries))
 		}
-		m.add(s, d, p, fd, entries, i == len(parts)-1)
+		err = m.add(s, d, p, fd, entries, i == len(parts)-1)
 		d.Release(p)
+		if err != nil {
+			return nil, err
+		}
 	}
 	return m.out, nil
 }
@@ -53,7 +56,10 @@ func (s *Stack) readPart(d *Dir, p *Part) ([]sys.Dirent, int, error) {
 		return nil, -1, err
 	}
 	if !p.marksRead.Load() {
-		p.readMarks(fd)
+		if err := p.readMarks(fd); err != nil {
+			d.Release(p)
+			return nil, -1, err
+		}
 	}
 	return entries, fd, nil
 }
@@ -66,7 +72,7 @@ type merge struct {
 	seen map[string]int // index in out, or hiddenEntry; nil while there is one part only
 }
 
-func (m *merge) add(s *Stack, d *Dir, p *Part, fd int, entries []sys.Dirent, last bool) {
+func (m *merge) add(s *Stack, d *Dir, p *Part, fd int, entries []sys.Dirent, last bool) error {
 	dirPath := p.path
 	if dirPath == "" && p.Branch.mountRel != "" {
 		dirPath = p.Path(d)
@@ -81,17 +87,20 @@ func (m *merge) add(s *Stack, d *Dir, p *Part, fd int, entries []sys.Dirent, las
 			}
 			continue
 		}
-		m.entry(s, p, fd, dirPath, e)
+		if err := m.entry(s, p, fd, dirPath, e); err != nil {
+			return err
+		}
 	}
 	if !marks {
 		p.noMarks.Store(true)
 	}
 	if last || m.seen == nil {
-		return
+		return nil
 	}
 	for _, name := range hides {
 		m.hide(name)
 	}
+	return nil
 }
 
 func (m *merge) hide(name string) {
@@ -104,27 +113,28 @@ func (m *merge) hide(name string) {
 }
 
 // entry adds one entry of one branch unless it is hidden or known.
-func (m *merge) entry(s *Stack, p *Part, fd int, dirPath string, e sys.Dirent) {
+func (m *merge) entry(s *Stack, p *Part, fd int, dirPath string, e sys.Dirent) error {
 	at, known := 0, false
 	if m.seen != nil {
 		if at, known = m.seen[e.Name]; known && (at == hiddenEntry || m.out[at].Type != unix.DT_DIR || m.out[at].Low != nil) {
-			return
+			return nil
 		}
 	}
-	switch m.settle(p, fd, dirPath, &e) {
-	case absent:
-		return
-	case deleted:
+	what, err := m.settle(p, fd, dirPath, &e)
+	switch {
+	case err != nil || what == absent:
+		return err
+	case what == deleted:
 		if m.seen != nil && !known {
 			m.seen[e.Name] = hiddenEntry
 		}
-		return
+		return nil
 	}
 	if known { // a directory of a higher branch: this may be where its identity comes from
 		if e.Type == unix.DT_DIR {
 			m.out[at].Low, m.out[at].Lino = p.Branch, e.Ino
 		}
-		return
+		return nil
 	}
 	out := Entry{Name: e.Name, Type: e.Type, Ino: e.Ino, Part: p}
 	if e.Type == unix.DT_DIR && p.Branch != s.upper {
@@ -134,6 +144,7 @@ func (m *merge) entry(s *Stack, p *Part, fd int, dirPath string, e sys.Dirent) {
 		m.seen[e.Name] = len(m.out)
 	}
 	m.out = append(m.out, out)
+	return nil
 }
 
 // What settle says of an entry.
@@ -145,23 +156,28 @@ const (
 
 // settle completes what the directory alone does not tell of e. Only types
 // that may be whiteouts cost a stat.
-func (m *merge) settle(p *Part, fd int, dirPath string, e *sys.Dirent) int {
+func (m *merge) settle(p *Part, fd int, dirPath string, e *sys.Dirent) (int, error) {
 	maybe := e.Type == unix.DT_UNKNOWN ||
 		p.Branch.whiteouts && e.Type == unix.DT_CHR ||
 		p.xattrWhiteouts.Load() && e.Type == unix.DT_REG ||
 		p.Branch.HasMounts || p.Branch.mountRel != "" || len(p.Branch.hidden) > 0
 	if !maybe {
-		return present
+		return present, nil
 	}
 	st, err := p.Branch.stat(fd, dirPath, e.Name)
+	if err == unix.ENOENT {
+		return absent, nil
+	}
 	if err != nil {
-		return absent
+		return absent, err
 	}
 	e.Type, e.Ino = uint8(st.Type()>>12), st.Ino
-	if p.Branch.whiteouts && whiteout.IsFile(fd, e.Name, &st, p.xattrWhiteouts.Load()) {
-		return deleted
+	if p.Branch.whiteouts {
+		if is, err := whiteout.IsFile(fd, e.Name, &st, p.xattrWhiteouts.Load()); is || err != nil {
+			return deleted, err
+		}
 	}
-	return present
+	return present, nil
 }
 
 // Empty reports whether the merged directory d has no entries.

@@ -45,6 +45,7 @@ type walk struct {
 	res      Resolution
 	parts    []*Part
 	redirect string // what to look for in the branches below, when not the plain name
+	stop     bool   // an opaque directory on the way of a redirect: nothing below this branch counts
 	done     bool
 }
 
@@ -60,7 +61,9 @@ func (s *Stack) Lookup(d *Dir, name string) (Resolution, error) {
 			break
 		}
 		if w.redirect != "" {
-			w.follow(d, p.Branch.Index, name)
+			if err := w.follow(d, p.Branch.Index); err != nil {
+				return Resolution{}, err
+			}
 			break
 		}
 	}
@@ -116,15 +119,18 @@ func (w *walk) inPart(d *Dir, p *Part, name string, last bool) error {
 func (w *walk) entry(p *Part, fd int, dirPath, name, path string, last bool) error {
 	st, err := p.Branch.stat(fd, dirPath, name)
 	if err == unix.ENOENT || err == unix.ENAMETOOLONG {
-		w.done = !last && p.hidesBeside(fd, name)
+		if !last {
+			w.done, err = p.hidesBeside(fd, name)
+			return err
+		}
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	if p.Branch.whiteouts && whiteout.IsFile(fd, name, &st, p.xattrForm(fd, &st)) {
+	if is, err := p.isWhiteout(fd, name, &st); is || err != nil {
 		w.done = true
-		return nil
+		return err
 	}
 	if !st.IsDir() {
 		w.done = true
@@ -133,28 +139,37 @@ func (w *walk) entry(p *Part, fd int, dirPath, name, path string, last bool) err
 		}
 		return nil
 	}
-	w.addDir(p, fd, name, path, st)
-	return nil
+	return w.addDir(p, fd, name, path, st)
 }
 
-// xattrForm reports whether an entry of p, open at fd, with attributes st may
-// be a whiteout of the xattr form.
-func (p *Part) xattrForm(fd int, st *sys.Stat) bool {
-	if st.Size == 0 && st.IsRegular() && !p.marksRead.Load() {
-		p.readMarks(fd)
+// isWhiteout reports whether the entry name of p, open at fd, with attributes
+// st is a whiteout.
+func (p *Part) isWhiteout(fd int, name string, st *sys.Stat) (bool, error) {
+	if !p.Branch.whiteouts {
+		return false, nil
 	}
-	return p.xattrWhiteouts.Load()
+	if st.Size == 0 && st.IsRegular() && !p.marksRead.Load() {
+		if err := p.readMarks(fd); err != nil {
+			return false, err
+		}
+	}
+	return whiteout.IsFile(fd, name, st, p.xattrWhiteouts.Load())
 }
 
-func (p *Part) readMarks(fd int) {
-	if whiteout.ReadMarks(fd, ".").XattrWhiteouts {
+func (p *Part) readMarks(fd int) error {
+	m, err := whiteout.ReadMarks(fd, ".")
+	if err != nil {
+		return err
+	}
+	if m.XattrWhiteouts {
 		p.xattrWhiteouts.Store(true)
 	}
 	p.marksRead.Store(true)
+	return nil
 }
 
 // addDir adds the directory name of fd as a part.
-func (w *walk) addDir(p *Part, fd int, name, path string, st sys.Stat) {
+func (w *walk) addDir(p *Part, fd int, name, path string, st sys.Stat) (err error) {
 	if w.res.Kind == NotFound {
 		w.res = Resolution{Kind: Directory, Where: p, Stat: st}
 	}
@@ -162,106 +177,117 @@ func (w *walk) addDir(p *Part, fd int, name, path string, st sys.Stat) {
 		w.res.Origin, w.res.OriginBranch = st, p.Branch
 	}
 	if st.MountRoot {
-		return // shown as an empty directory: contributes nothing, hides nothing
+		return nil // shown as an empty directory: contributes nothing, hides nothing
 	}
 	part := &Part{Branch: p.Branch, path: path}
 	w.parts = append(w.parts, part)
 	if p.Branch.Index == len(w.stack.branches)-1 {
-		return // nothing below could be hidden or continued
+		return nil // nothing below could be hidden or continued
 	}
-	m := whiteout.ReadMarks(fd, name)
+	m, err := whiteout.ReadMarks(fd, name)
+	if err != nil {
+		return err
+	}
 	part.xattrWhiteouts.Store(m.XattrWhiteouts)
 	part.marksRead.Store(true)
 	switch {
 	case m.Redirect != "":
 		w.redirect = m.Redirect
-	case m.Opaque || p.hidesBeside(fd, name):
+	case m.Opaque:
 		w.done = true
+	default:
+		w.done, err = p.hidesBeside(fd, name)
 	}
+	return err
 }
 
 // follow continues a lookup in the branches below index from after a part
-// with a redirect. name is the last component that was looked for.
-func (w *walk) follow(d *Dir, from int, name string) {
-	base := "" // where relative redirects start
-	for w.redirect != "" && !w.done {
+// with a redirect.
+func (w *walk) follow(d *Dir, from int) (err error) {
+	for w.redirect != "" && !w.done && err == nil {
 		target := w.redirect
 		w.redirect = ""
-		if !strings.HasPrefix(target, "/") {
-			base = target
-			from = w.relative(d, from, base)
-			continue
+		if path, ok := strings.CutPrefix(target, "/"); ok {
+			from, err = w.absolute(from, path)
+		} else {
+			from, err = w.relative(d, from, target)
 		}
-		from = w.absolute(from, target[1:])
 	}
+	return err
 }
 
 // relative looks for name in the parts of d below branch from, and returns
 // the branch at which a further redirect interrupted it.
-func (w *walk) relative(d *Dir, from int, name string) int {
+func (w *walk) relative(d *Dir, from int, name string) (int, error) {
 	for i, p := range d.Parts() {
 		if p.Branch.Index <= from {
 			continue
 		}
-		if w.inPart(d, p, name, i == len(d.Parts())-1) != nil || w.done || w.redirect != "" {
-			return p.Branch.Index
+		if err := w.inPart(d, p, name, i == len(d.Parts())-1); err != nil || w.done || w.redirect != "" {
+			return p.Branch.Index, err
 		}
 	}
 	w.done = true
-	return from
+	return from, nil
 }
 
 // absolute looks for path in every branch below index from, component by
 // component (ovl_lookup_layer).
-func (w *walk) absolute(from int, path string) int {
+func (w *walk) absolute(from int, path string) (int, error) {
 	for _, b := range w.stack.branches[from+1:] {
-		w.component(b, path)
-		if w.done || w.redirect != "" {
-			return b.Index
+		if err := w.component(b, path); err != nil || w.done || w.redirect != "" {
+			return b.Index, err
 		}
 	}
 	w.done = true
-	return from
+	return from, nil
 }
 
 // component walks path from the root of b. A whiteout or a file on the way
 // ends the whole lookup, an absent component only this branch, and an opaque
 // directory ends it after this branch (ovl_lookup_single).
-func (w *walk) component(b *Branch, path string) {
+func (w *walk) component(b *Branch, path string) error {
 	fd, dir := b.Root, "."
-	stopAfter := false
+	defer func() {
+		if fd != b.Root {
+			sys.Close(fd)
+		}
+	}()
 	names := strings.Split(path, "/")
-	for i, name := range names {
-		p := &Part{Branch: b, path: dir}
-		if i == len(names)-1 {
-			if w.entry(p, fd, dir, name, join(dir, name), false) != nil {
-				w.done = true
-			}
-			break
-		}
-		st, err := b.stat(fd, dir, name)
-		if err != nil {
-			w.done = err != unix.ENOENT || p.hidesBeside(fd, name)
-			break
-		}
-		if !st.IsDir() || st.MountRoot {
-			w.done = true
-			break
-		}
-		m := whiteout.ReadMarks(fd, name)
-		stopAfter = stopAfter || m.Opaque || m.Redirect != ""
-		next, err := sys.OpenDir(fd, name)
-		if err != nil {
-			w.done = true
-			break
+	for _, name := range names[:len(names)-1] {
+		next, err := w.step(&Part{Branch: b, path: dir}, fd, name)
+		if err != nil || next < 0 {
+			return err
 		}
 		if fd != b.Root {
 			sys.Close(fd)
 		}
 		fd, dir = next, join(dir, name)
 	}
-	if fd != b.Root {
-		sys.Close(fd)
+	name, stop := names[len(names)-1], w.stop
+	err := w.entry(&Part{Branch: b, path: dir}, fd, dir, name, join(dir, name), false)
+	w.done = w.done || stop
+	return err
+}
+
+// step opens one directory on the way of component, -1 where the way ends.
+func (w *walk) step(p *Part, fd int, name string) (next int, err error) {
+	st, err := p.Branch.stat(fd, p.path, name)
+	switch {
+	case err == unix.ENOENT || err == unix.ENAMETOOLONG:
+		w.done, err = p.hidesBeside(fd, name)
+		w.done = w.done || w.stop
+		return -1, err
+	case err != nil:
+		return -1, err
+	case !st.IsDir() || st.MountRoot:
+		w.done = true
+		return -1, nil
 	}
-	w.done = w.done || stopAfter
+	m, err := whiteout.ReadMarks(fd, name)
+	if err != nil {
+		return -1, err
+	}
+	w.stop = w.stop || m.Opaque || m.Redirect != ""
+	return sys.OpenDir(fd, name)
 }

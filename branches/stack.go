@@ -84,27 +84,31 @@ func (s *Stack) open(cfg Config) error {
 		}
 	}
 	s.hideOwn(cfg)
-	s.root = s.mergedRoot()
-	return nil
+	var err error
+	s.root, err = s.mergedRoot()
+	return err
 }
 
 // mergedRoot builds the root directory: all branches down to the first
 // opaque root.
-func (s *Stack) mergedRoot() *Dir {
+func (s *Stack) mergedRoot() (*Dir, error) {
 	d := &Dir{stack: s}
 	for _, b := range s.branches {
 		p := &Part{Branch: b, path: "."}
 		if b == s.upper {
 			p.path = ""
 		}
-		m := whiteout.ReadMarks(b.Root, ".")
+		m, err := whiteout.ReadMarks(b.Root, ".")
+		if err != nil {
+			return nil, errs.New(errs.Of(err), "branch %s cannot be read: %w", b.Path, err)
+		}
 		p.xattrWhiteouts.Store(m.XattrWhiteouts)
 		d.parts = append(d.parts, p)
 		if m.Opaque {
 			break
 		}
 	}
-	return d
+	return d, nil
 }
 
 // RootStat returns the attributes of the root of branch b.

@@ -142,23 +142,27 @@ func (f *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) f
 	if err := f.setAttr(n, in); err != nil {
 		return status(err)
 	}
+	// The change is made. Asking twice makes sure that no shortage of the
+	// moment is taken for its failure.
+	if code := f.attr(n, out); code.Ok() {
+		return code
+	}
 	return f.attr(n, out)
 }
 
 func (f *FS) setAttr(n *node, in *fuse.SetAttrIn) error {
-	const touches = fuse.FATTR_MODE | fuse.FATTR_UID | fuse.FATTR_GID | fuse.FATTR_SIZE |
+	if size, ok := in.GetSize(); ok {
+		if err := f.truncate(n, &cut{int64(size), in.Valid&fuse.FATTR_KILL_SUIDGID != 0}); err != nil {
+			return err
+		}
+	}
+	const touches = fuse.FATTR_MODE | fuse.FATTR_UID | fuse.FATTR_GID |
 		fuse.FATTR_ATIME | fuse.FATTR_MTIME | fuse.FATTR_ATIME_NOW | fuse.FATTR_MTIME_NOW
 	if in.Valid&touches == 0 {
 		return nil
 	}
-	size, truncate := in.GetSize()
-	if err := f.copyUp(n, sizeHint(size, truncate)); err != nil {
+	if err := f.copyUp(n); err != nil {
 		return err
-	}
-	if truncate {
-		if err := f.truncate(n, int64(size), in.Valid&fuse.FATTR_KILL_SUIDGID != 0); err != nil {
-			return err
-		}
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -1,7 +1,6 @@
 package fs
 
 import (
-	"math"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -11,43 +10,45 @@ import (
 	"github.com/layerfs/layerfs/whiteout"
 )
 
-// allData copies a file whole.
-const allData = int64(math.MaxInt64)
-
-// sizeHint is how much of a file is worth copying before a truncation.
-func sizeHint(size uint64, truncate bool) int64 {
-	if truncate && size < math.MaxInt64 {
-		return int64(size)
-	}
-	return allData
+// cut is a truncation, which a copy-up that it causes does on the way: the
+// copy is never seen with its old length, so that the two are one step.
+type cut struct {
+	size int64 // in bytes
+	kill bool  // set-user-id and the like go, see killSuid
 }
 
-// copyUp makes n exist in the upper, with the first limit bytes of its data.
-// It is built in the work directory and renamed into place, so that a crash
-// leaves the old file or the whole new one. Preconditions: no dir.mu and no
-// node.mu is held.
-func (f *FS) copyUp(n *node, limit int64) error {
+// copyUp makes n exist in the upper. It is built in the work directory and
+// renamed into place, so that a crash leaves the old file or the whole new
+// one. Preconditions: no dir.mu and no node.mu is held.
+func (f *FS) copyUp(n *node) error {
+	_, err := f.copyUpCut(n, nil)
+	return err
+}
+
+// copyUpCut is copyUp with a truncation, nil for none; done reports that it was
+// made, false that n was in the upper already.
+func (f *FS) copyUpCut(n *node, c *cut) (done bool, err error) {
 	if f.opts.ReadOnly {
-		return unix.EROFS
+		return false, unix.EROFS
 	}
 	if n.inUpper() {
-		return nil
+		return false, nil
 	}
 	n.copyMu.Lock()
 	defer n.copyMu.Unlock()
 	if n.inUpper() {
-		return nil
+		return false, nil
 	}
 	f.counters.copyUps.Add(1)
 	if n.isDir() {
-		return f.copyUpDir(n)
+		return true, f.copyUpDir(n)
 	}
-	return f.copyUpFile(n, limit)
+	return true, f.copyUpFile(n, c)
 }
 
 // copyUpFile copies a file, symbolic link or special file.
 // Preconditions: n.copyMu is held and n is not in the upper.
-func (f *FS) copyUpFile(n *node, limit int64) error {
+func (f *FS) copyUpFile(n *node, c *cut) error {
 	low, err := acquire(n.low.dir, n.low.part, n.low.name)
 	if err != nil {
 		return err
@@ -60,7 +61,7 @@ func (f *FS) copyUpFile(n *node, limit int64) error {
 	f.applyOverride(n.low.part.Branch, low.fd, low.name, &st)
 	tmp := f.work.Name()
 	cp := &copied{tmp: tmp}
-	cp.back, err = f.copyBody(n, low, tmp, &st, limit)
+	cp.back, err = f.copyBody(n, low, tmp, &st, c)
 	if err == nil {
 		cp.index, err = f.indexCopy(n, low, tmp, &st)
 	}
@@ -102,12 +103,12 @@ func (f *FS) announceLoss(n *node, was *sys.Stat) {
 // copyBody makes the copy of n under the temporary name tmp, complete in data
 // and attributes; st is what n has in the lower, overrides applied. For a
 // regular file the open copy is returned.
-func (f *FS) copyBody(n *node, low location, tmp string, st *sys.Stat, limit int64) (*backing, error) {
+func (f *FS) copyBody(n *node, low location, tmp string, st *sys.Stat, c *cut) (*backing, error) {
 	var back *backing
 	var err error
 	switch st.Type() {
 	case unix.S_IFREG:
-		back, err = f.copyContent(n, low, tmp, st, limit)
+		back, err = f.copyContent(n, low, tmp, st, c)
 	case unix.S_IFLNK:
 		var target []byte
 		if target, err = sys.Readlink(low.fd, low.name); err == nil {
@@ -119,14 +120,16 @@ func (f *FS) copyBody(n *node, low location, tmp string, st *sys.Stat, limit int
 	if err != nil {
 		return back, err
 	}
-	if err := f.copyAttributes(low, location{f.work.Tmp, tmp, noRelease}, st, n.low.part.Branch); err != nil {
+	if err := f.copyAttributes(low, location{f.work.Tmp, tmp, noRelease}, st, n.low.part.Branch, c); err != nil {
 		return back, err
 	}
-	f.setOrigin(f.work.Tmp, tmp, n.typ, n.ino)
+	if err := f.setOrigin(f.work.Tmp, tmp, n.typ, n.ino); err != nil {
+		return back, err
+	}
 	return back, f.syncCopy(back)
 }
 
-func (f *FS) copyContent(n *node, low location, tmp string, st *sys.Stat, limit int64) (*backing, error) {
+func (f *FS) copyContent(n *node, low location, tmp string, st *sys.Stat, c *cut) (*backing, error) {
 	src, err := sys.OpenIn(low.fd, low.name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOATIME, 0)
 	if err == unix.EPERM { // not our file: O_NOATIME is for owners
 		src, err = sys.OpenIn(low.fd, low.name, unix.O_RDONLY|unix.O_NONBLOCK, 0)
@@ -145,12 +148,18 @@ func (f *FS) copyContent(n *node, low location, tmp string, st *sys.Stat, limit 
 		return nil, err
 	}
 	back := newBacking(dst, true)
-	if src < 0 {
-		return back, nil
+	if src >= 0 {
+		size := int64(st.Size)
+		if c != nil {
+			size = min(size, c.size)
+		}
+		f.counters.copiedBytes.Add(size)
+		err = sys.CopyData(dst, src, size)
 	}
-	size := min(limit, int64(st.Size))
-	f.counters.copiedBytes.Add(size)
-	return back, sys.CopyData(dst, src, size)
+	if err == nil && c != nil && c.size > int64(st.Size) {
+		err = sys.Ftruncate(dst, c.size)
+	}
+	return back, err
 }
 
 // wouldElevate reports whether a set-user-id bit or a capability that means
@@ -160,11 +169,19 @@ func (f *FS) wouldElevate(b *branches.Branch) bool {
 }
 
 // copyAttributes gives the copy at to what st and the extended attributes of
-// the file at from, which lies in branch, say: owner, attributes, mode, and last the times.
-func (f *FS) copyAttributes(from, to location, st *sys.Stat, branch *branches.Branch) error {
+// the file at from, which lies in branch, say: owner, attributes, mode, and
+// last the times; c is a truncation or nil.
+func (f *FS) copyAttributes(from, to location, st *sys.Stat, branch *branches.Branch, c *cut) error {
 	mode := st.Mode & 07777
 	if f.wouldElevate(branch) && !st.IsDir() {
 		mode &^= unix.S_ISUID | unix.S_ISGID
+	}
+	mtime := sys.Timespec(st.Mtime)
+	if c != nil {
+		mtime.Nsec = sys.Omit // the copy is new
+		if c.kill {
+			mode &^= killable(mode)
+		}
 	}
 	if f.opts.XattrPermissions != 0 {
 		if err := f.setOverride(to.fd, to.name, st); err != nil {
@@ -180,7 +197,7 @@ func (f *FS) copyAttributes(from, to location, st *sys.Stat, branch *branches.Br
 			mode &^= unix.S_ISUID | unix.S_ISGID
 		}
 	}
-	if err := f.copyXattrs(from, to, f.wouldElevate(branch)); err != nil {
+	if err := f.copyXattrs(from, to, c != nil || f.wouldElevate(branch)); err != nil {
 		return err
 	}
 	if st.Type() != unix.S_IFLNK && f.opts.XattrPermissions == 0 {
@@ -188,7 +205,7 @@ func (f *FS) copyAttributes(from, to location, st *sys.Stat, branch *branches.Br
 			return err
 		}
 	}
-	return sys.UtimesAt(to.fd, to.name, sys.Timespec(st.Atime), sys.Timespec(st.Mtime))
+	return sys.UtimesAt(to.fd, to.name, sys.Timespec(st.Atime), mtime)
 }
 
 // copyXattrs copies the extended attributes, ACLs and capabilities included,
@@ -245,7 +262,7 @@ func (f *FS) placeCopy(n *node, cp *copied) error {
 		if p.dir == nil {
 			return f.adoptNameless(n, cp)
 		}
-		if err := f.copyUp(p.dir, allData); err != nil {
+		if err := f.copyUp(p.dir); err != nil {
 			return err
 		}
 		done, err := f.placeCopyAt(n, p, cp)
@@ -341,7 +358,8 @@ func (f *FS) swapBackLocked(n *node, back *backing) {
 }
 
 // keepTimes runs fn, which changes the names in the upper directory fd in a
-// way that the union does not show, and gives the directory its times back.
+// way that the union does not show, and gives the directory its times back
+// as well as it can (ovl_copy_up_one).
 func (f *FS) keepTimes(fd int, fn func() error) error {
 	st, err := sys.FStat(fd)
 	if err != nil {
@@ -350,7 +368,8 @@ func (f *FS) keepTimes(fd int, fn func() error) error {
 	if err := fn(); err != nil {
 		return err
 	}
-	return sys.UtimesAt(fd, "", sys.Timespec(st.Atime), sys.Timespec(st.Mtime))
+	_ = sys.UtimesAt(fd, "", sys.Timespec(st.Atime), sys.Timespec(st.Mtime))
+	return nil
 }
 
 // copyUpDir makes the directory n in the upper. Its content stays below.
@@ -363,7 +382,7 @@ func (f *FS) copyUpDir(n *node) error {
 	}
 	p := n.names[0]
 	n.mu.Unlock()
-	if err := f.copyUp(p.dir, allData); err != nil {
+	if err := f.copyUp(p.dir); err != nil {
 		return err
 	}
 	tmp := f.work.Name()
@@ -421,14 +440,14 @@ func (f *FS) copyDirBody(n *node, tmp string) (sys.Stat, error) {
 		return st, err
 	}
 	if n.fixed != nil {
-		return st, f.copyAttributes(to, to, &st, f.stack.Upper())
+		return st, f.copyAttributes(to, to, &st, f.stack.Upper(), nil)
 	}
 	from, err := f.topOf(n.dir.tree)
 	if err != nil {
 		return st, err
 	}
 	defer from.release()
-	return st, f.copyAttributes(from, to, &st, n.dir.tree.Parts()[0].Branch)
+	return st, f.copyAttributes(from, to, &st, n.dir.tree.Parts()[0].Branch, nil)
 }
 
 func (f *FS) topOf(d *branches.Dir) (location, error) {

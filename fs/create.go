@@ -27,6 +27,8 @@ type newcomer struct {
 	// make makes the object at (dirfd, name) with the given permissions.
 	make func(dirfd int, name string, mode uint32) error
 	own  bool // the object exists already (a link): leave owner and mode alone
+
+	st sys.Stat // what was made; set by put
 }
 
 // checkNew refuses names that users must not make.
@@ -42,13 +44,13 @@ func (f *FS) checkNew(name string) error {
 	return nil
 }
 
-// put makes the newcomer in the upper and calls done, if it is not nil, with
-// the descriptor of its directory, all under the directory's lock.
-func (f *FS) put(c *newcomer, done func(dirfd int) error) error {
+// put makes the newcomer in the upper and calls done, all under the
+// directory's lock.
+func (f *FS) put(c *newcomer, done func()) error {
 	if err := f.checkNew(c.name); err != nil {
 		return err
 	}
-	if err := f.copyUp(c.parent, allData); err != nil {
+	if err := f.copyUp(c.parent); err != nil {
 		return err
 	}
 	d := c.parent.dir
@@ -65,10 +67,8 @@ func (f *FS) put(c *newcomer, done func(dirfd int) error) error {
 	if err := f.putLocked(c, to.fd); err != nil {
 		return err
 	}
-	if done == nil {
-		return nil
-	}
-	return done(to.fd)
+	done()
+	return nil
 }
 
 // putLocked makes the object where one call can do it completely, else in the
@@ -76,18 +76,19 @@ func (f *FS) put(c *newcomer, done func(dirfd int) error) error {
 // Preconditions: c.parent.dir.mu is held for writing; dirfd is its upper part.
 func (f *FS) putLocked(c *newcomer, dirfd int) error {
 	isDir := c.mode&unix.S_IFMT == unix.S_IFDIR
-	beside := c.parent.dir.tree.MayHaveMarks() && len(c.name)+len(whiteout.Prefix) <= unix.NAME_MAX &&
-		whiteout.HasAUFS(dirfd, c.name)
+	beside := false
+	var err error
+	if c.parent.dir.tree.MayHaveMarks() && len(c.name)+len(whiteout.Prefix) <= unix.NAME_MAX {
+		if beside, err = whiteout.HasAUFS(dirfd, c.name); err != nil {
+			return err
+		}
+	}
 	owner, err := f.ownerOf(c, dirfd)
 	if err != nil {
 		return err
 	}
 	if owner.native && !(isDir && beside) {
-		err := c.make(dirfd, c.name, owner.mode)
-		if err == nil && beside {
-			err = sys.Unlink(dirfd, whiteout.Prefix+c.name)
-		}
-		if err != unix.EEXIST {
+		if err := f.makeInPlace(c, dirfd, owner.mode, beside); err != unix.EEXIST {
 			return err
 		}
 	}
@@ -104,17 +105,52 @@ func (f *FS) putLocked(c *newcomer, dirfd int) error {
 		err = f.format.SetOpaque(from.fd, tmp)
 	}
 	if err == nil {
+		c.st, err = f.statMade(from.fd, tmp)
+	}
+	if err == nil {
 		err = f.install(from.fd, tmp, dirfd, c.name, isDir, over)
 	}
 	if err != nil {
 		_ = sys.RemoveAll(from.fd, tmp)
 		return err
 	}
+	if st, err := f.statMade(dirfd, c.name); err == nil {
+		c.st = st // the rename has changed its ctime
+	}
 	if beside {
-		return sys.Unlink(dirfd, whiteout.Prefix+c.name)
+		unhideBeside(dirfd, c.name)
 	}
 	return nil
 }
+
+// makeInPlace makes the object at its name; EEXIST when something is there.
+func (f *FS) makeInPlace(c *newcomer, dirfd int, mode uint32, beside bool) error {
+	err := c.make(dirfd, c.name, mode)
+	if err != nil {
+		return err
+	}
+	if c.st, err = f.statMade(dirfd, c.name); err != nil {
+		_ = sys.RemoveAll(dirfd, c.name)
+		return err
+	}
+	if beside {
+		unhideBeside(dirfd, c.name)
+	}
+	return nil
+}
+
+// statMade returns the attributes of a new object in the upper.
+func (f *FS) statMade(dirfd int, name string) (sys.Stat, error) {
+	st, err := sys.StatAt(dirfd, name, 0)
+	if err == nil {
+		f.applyOverride(f.stack.Upper(), dirfd, name, &st)
+	}
+	return st, err
+}
+
+// unhideBeside removes the whiteout beside an entry that has replaced what it
+// hides. An entry beats a whiteout of its own name: one that stays does no harm.
+func unhideBeside(dirfd int, name string) { _ = sys.Unlink(dirfd, whiteout.Prefix+name) }
 
 // overWhiteout reports whether a whiteout lies at the very name; anything
 // else there is EEXIST.
@@ -123,10 +159,14 @@ func (f *FS) overWhiteout(c *newcomer, dirfd int) (bool, error) {
 	if err == unix.ENOENT {
 		return false, nil
 	}
-	if err == nil && !whiteout.IsFile(dirfd, c.name, &st, true) {
+	if err != nil {
+		return false, err
+	}
+	is, err := whiteout.IsFile(dirfd, c.name, &st, true)
+	if err == nil && !is {
 		err = unix.EEXIST
 	}
-	return err == nil, err
+	return is, err
 }
 
 // install moves a finished temporary to its name.
@@ -259,37 +299,27 @@ func (f *FS) giveAway(dirfd int, name string, c *newcomer, o owner) error {
 	return err
 }
 
-// made returns the node of an object that was just made at name in dirfd.
-// Preconditions: parent.dir.mu is held for writing.
-func (f *FS) made(parent *node, name string, dirfd int) (*node, sys.Stat, error) {
-	st, err := sys.StatAt(dirfd, name, 0)
-	if err != nil {
-		return nil, st, err
+// made returns the node of the object that put has made for c.
+// Preconditions: c.parent.dir.mu is held for writing.
+func (f *FS) made(c *newcomer) *node {
+	key := f.identity(f.stack.Upper(), &c.st)
+	n := &node{ino: key, typ: c.st.Type(), upper: true, names: []place{{c.parent, c.name, true}}}
+	if c.st.IsDir() {
+		n.dir = &dirNode{tree: f.stack.NewDir(c.parent.dir.tree, c.name)}
 	}
-	f.applyOverride(f.stack.Upper(), dirfd, name, &st)
-	key := f.identity(f.stack.Upper(), &st)
-	n := &node{ino: key, typ: st.Type(), upper: true, names: []place{{parent, name, true}}}
-	if st.IsDir() {
-		n.dir = &dirNode{tree: f.stack.NewDir(parent.dir.tree, name)}
-	}
-	f.table.addKid(parent, 1)
-	return f.table.insert(n, key, true), st, nil
+	f.table.addKid(c.parent, 1)
+	return f.table.insert(n, key, true)
 }
 
 // makeNew is put followed by made and the answer.
 func (f *FS) makeNew(c *newcomer, out *fuse.EntryOut, and func(n *node)) fuse.Status {
-	err := f.put(c, func(dirfd int) error {
-		n, st, err := f.made(c.parent, c.name, dirfd)
-		if err != nil {
-			return err
-		}
+	return status(f.put(c, func() {
+		n := f.made(c)
 		if and != nil {
 			and(n)
 		}
-		f.entry(n, &st, out)
-		return nil
-	})
-	return status(err)
+		f.entry(n, &c.st, out)
+	}))
 }
 
 func (f *FS) newcomerIn(in *fuse.InHeader, name string, mode, umask uint32) (*newcomer, fuse.Status) {
@@ -386,7 +416,7 @@ func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) 
 	if f.opts.ReadOnly {
 		return fuse.EROFS
 	}
-	if err := f.copyUp(c.parent, allData); err != nil {
+	if err := f.copyUp(c.parent); err != nil {
 		return status(err)
 	}
 	c.parent.dir.mu.Lock()
@@ -435,30 +465,22 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 	if err := f.checkNew(name); err != nil {
 		return status(err)
 	}
-	if err := f.copyUp(n, allData); err != nil {
+	if err := f.copyUp(n); err != nil {
 		return status(err)
 	}
 	c.own = true
 	c.make = func(dirfd int, name string, _ uint32) error { return f.linkLocked(n, dirfd, name) }
-	err := f.put(c, func(int) error {
+	return status(f.put(c, func() {
 		n.mu.Lock()
 		f.addPlaceLocked(n, place{c.parent, name, true})
-		st, err := f.statLocked(n)
 		n.mu.Unlock()
-		if err != nil {
-			return err
-		}
-		f.table.alias(n, n.upperKey(f, &st)) // counts nothing; the key may have gone with a former last name
+		f.table.alias(n, f.identity(f.stack.Upper(), &c.st)) // counts nothing; the key may have gone with a former last name
 		f.table.mu.Lock()
 		n.lookups++
 		f.table.mu.Unlock()
-		f.entry(n, &st, out)
-		return nil
-	})
-	return status(err)
+		f.entry(n, &c.st, out)
+	}))
 }
-
-func (n *node) upperKey(f *FS, st *sys.Stat) uint64 { return f.identity(f.stack.Upper(), st) }
 
 // linkLocked links n's file to name in dirfd.
 func (f *FS) linkLocked(n *node, dirfd int, name string) error {

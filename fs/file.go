@@ -153,22 +153,20 @@ func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.St
 			return fuse.EROFS
 		}
 	}
-	if in.Flags&unix.O_TRUNC != 0 {
-		if err := f.copyUp(n, 0); err != nil {
-			return status(err)
-		}
-	}
 	n.mu.Lock()
-	n.opens++
-	b, err := f.openFileLocked(n, false)
+	n.opens++ // from now on whoever opens the file leaves it open
 	n.mu.Unlock()
+	var err error
+	if in.Flags&unix.O_TRUNC != 0 {
+		err = f.truncate(n, &cut{0, in.Mode&fuse.OPEN_KILL_SUIDGID != 0})
+	}
+	var b *backing
+	if err == nil {
+		b, err = f.openFile(n, false)
+	}
 	if err == nil {
 		b.release()
-		if in.Flags&unix.O_TRUNC != 0 {
-			err = f.truncate(n, 0, in.Mode&fuse.OPEN_KILL_SUIDGID != 0)
-		}
-	}
-	if err != nil {
+	} else {
 		f.closed(n)
 		return status(err)
 	}
@@ -248,7 +246,7 @@ func (f *FS) writable(id uint64) (*node, *backing, fuse.Status) {
 	if !code.Ok() {
 		return nil, nil, code
 	}
-	if err := f.copyUp(n, allData); err != nil {
+	if err := f.copyUp(n); err != nil {
 		return nil, nil, status(err)
 	}
 	b, err := f.openFile(n, true)
@@ -289,10 +287,7 @@ func (f *FS) killSuid(n *node, b *backing) error {
 		return err
 	}
 	f.applyOverride(f.stack.Upper(), b.fd, "", &st)
-	kill := st.Mode & unix.S_ISUID
-	if st.Mode&unix.S_IXGRP != 0 {
-		kill |= st.Mode & unix.S_ISGID
-	}
+	kill := killable(st.Mode)
 	if kill == 0 {
 		return nil
 	}
@@ -303,19 +298,30 @@ func (f *FS) killSuid(n *node, b *backing) error {
 	return nil
 }
 
-// truncate sets the length of n, which is in the upper.
-func (f *FS) truncate(n *node, size int64, kill bool) error {
+// killable returns the bits of mode that go when a file is written.
+func killable(mode uint32) uint32 {
+	if mode&unix.S_IXGRP != 0 {
+		return mode & (unix.S_ISUID | unix.S_ISGID)
+	}
+	return mode & unix.S_ISUID
+}
+
+// truncate sets the length of n.
+func (f *FS) truncate(n *node, c *cut) error {
+	if done, err := f.copyUpCut(n, c); done || err != nil {
+		return err
+	}
 	b, err := f.openFile(n, true)
 	if err != nil {
 		return err
 	}
 	defer b.release()
-	if kill {
+	if c.kill {
 		if err := f.killSuid(n, b); err != nil {
 			return err
 		}
 	}
-	return sys.Ftruncate(b.fd, size)
+	return sys.Ftruncate(b.fd, c.size)
 }
 
 // Flush implements fuse.RawFileSystem: writes have gone to the branch, there

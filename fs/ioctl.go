@@ -28,7 +28,7 @@ func (f *FS) Ioctl(_ <-chan struct{}, in *fuse.IoctlIn, inbuf []byte, _ *fuse.Io
 		clear(outbuf)
 		return status(f.ioctl(n, in.Cmd, outbuf))
 	case fsIocSetFlags, fsIocFsSetXattr:
-		if err := f.copyUp(n, allData); err != nil {
+		if err := f.copyUp(n); err != nil {
 			return status(err)
 		}
 		return status(f.ioctl(n, in.Cmd, inbuf))

@@ -219,7 +219,9 @@ func (f *FS) beforeCoverLocked(n, parent *node, name string, was *sys.Stat) (inU
 // covered. Preconditions: n.mu is held.
 func (f *FS) nameHiddenLocked(n *node) {
 	n.adj--
-	if err := f.noteHiddenLocked(n, ""); err != nil {
+	// The name is gone, so this cannot fail any more: what a second try does
+	// not bring about is left to the next mount.
+	if f.noteHiddenLocked(n, "") != nil && f.noteHiddenLocked(n, "") != nil {
 		f.work.Distrust()
 	}
 }
@@ -237,7 +239,10 @@ func (f *FS) noteHiddenLocked(n *node, going string) error {
 	if err != nil {
 		return err
 	}
-	key := linkKey(low, n.ino)
+	key, err := linkKey(low, n.ino)
+	if err != nil {
+		return err
+	}
 	if st.Nlink < 2 || int64(st.Nlink)+int64(n.adj) <= 0 {
 		_ = sys.Unlink(f.links.fd, hiddenName(key))
 		return nil

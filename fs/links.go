@@ -110,11 +110,12 @@ func (l *linkIndex) close() {
 
 // linkKey names a lower inode for the index: by its file handle, which
 // survives reboots and other branch orders, else by its identity.
-func linkKey(at location, identity uint64) string {
-	if h := sys.Handle(at.fd, at.name); h != nil && len(h) <= 100 {
-		return "h" + hex.EncodeToString(h)
+func linkKey(at location, identity uint64) (string, error) {
+	h, err := sys.Handle(at.fd, at.name)
+	if h != nil && len(h) <= 100 {
+		return "h" + hex.EncodeToString(h), nil
 	}
-	return fmt.Sprintf("i%x", identity)
+	return fmt.Sprintf("i%x", identity), err
 }
 
 // linkedUp returns the node of the copy of a lower file with several links
@@ -127,8 +128,11 @@ func (f *FS) linkedUp(parent *node, name string, res *branches.Resolution, ident
 	if err != nil {
 		return nil, err
 	}
-	key := linkKey(low, identity)
+	key, err := linkKey(low, identity)
 	low.release()
+	if err != nil {
+		return nil, err
+	}
 	st, err := sys.StatAt(f.links.fd, key, 0)
 	if err == unix.ENOENT {
 		return f.hiddenLinks(parent, name, res, identity, key), nil
@@ -161,10 +165,14 @@ func (f *FS) indexCopy(n *node, low location, tmp string, st *sys.Stat) (*indexe
 	if st.Nlink < 2 || n.typ == unix.S_IFDIR {
 		return nil, nil
 	}
+	key, err := linkKey(low, n.ino)
+	if err != nil {
+		return nil, err
+	}
 	n.mu.Lock()
-	in := &indexed{linkKey(low, n.ino), int32(st.Nlink) + n.adj}
+	in := &indexed{key, int32(st.Nlink) + n.adj}
 	n.mu.Unlock()
-	err := f.links.mark()
+	err = f.links.mark()
 	if err == nil {
 		// Before the index can lead to it: a copy-up changes no number of links.
 		err = f.saveRecord(location{f.work.Tmp, tmp, noRelease}, n.typ, linkRecord{in.key, in.links, true})
@@ -177,9 +185,9 @@ func (f *FS) indexCopy(n *node, low location, tmp string, st *sys.Stat) (*indexe
 		return nil, unlessUnable(err)
 	}
 	if !f.takesOrigin(n.typ) {
-		f.setOriginLink(tmp, n.ino, in.key)
+		err = f.setOriginLink(tmp, n.ino, in.key)
 	}
-	return in, nil
+	return in, err
 }
 
 // unindexCopy takes back what indexCopy has done for a copy that could not be

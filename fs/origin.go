@@ -68,10 +68,12 @@ func (f *FS) recallOriginNote(parent *node, name string, n *node, upperIno uint6
 
 // setOriginLink is setOrigin for the copy tmp, which takes no attributes and
 // is in the link index under key.
-func (f *FS) setOriginLink(tmp string, ino uint64, key string) {
-	if st, err := sys.StatAt(f.work.Tmp, tmp, 0); err == nil {
-		_ = f.putNote(originName(st.Ino), fmt.Sprintf("%x %s", ino, key))
+func (f *FS) setOriginLink(tmp string, ino uint64, key string) error {
+	st, err := sys.StatAt(f.work.Tmp, tmp, 0)
+	if err != nil {
+		return err
 	}
+	return f.putNote(originName(st.Ino), fmt.Sprintf("%x %s", ino, key))
 }
 
 // origin reads the inode number that a file in the upper has inherited.
@@ -86,16 +88,17 @@ func (f *FS) origin(at location) (uint64, bool) {
 
 // setOrigin records that the copy name in dirfd, of type typ, comes from the
 // file that is shown as ino.
-func (f *FS) setOrigin(dirfd int, name string, typ uint32, ino uint64) {
+func (f *FS) setOrigin(dirfd int, name string, typ uint32, ino uint64) error {
 	if f.takesOrigin(typ) {
 		var buf [8]byte
 		binary.BigEndian.PutUint64(buf[:], ino)
-		_ = sys.SetXattr(dirfd, name, string(f.format.NS)+originAttr, buf[:], 0)
-		return
+		return unlessUnable(sys.SetXattr(dirfd, name, string(f.format.NS)+originAttr, buf[:], 0))
 	}
-	if st, err := sys.StatAt(dirfd, name, 0); err == nil {
-		_ = f.putNote(originName(st.Ino), fmt.Sprintf("%x", ino))
+	st, err := sys.StatAt(dirfd, name, 0)
+	if err != nil {
+		return err
 	}
+	return f.putNote(originName(st.Ino), fmt.Sprintf("%x", ino))
 }
 
 // dropOrigin forgets the origin of an inode of the upper that is no more.

@@ -113,7 +113,8 @@ func (f *FS) covered(path, key string) (bool, error) {
 				return false, err
 			}
 			defer at.release()
-			return linkKey(at, f.identity(res.Where.Branch, &res.Stat)) != key, nil
+			now, err := linkKey(at, f.identity(res.Where.Branch, &res.Stat))
+			return now != key, err
 		}
 		if res.Kind != branches.Directory {
 			return true, nil

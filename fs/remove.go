@@ -30,7 +30,7 @@ func (f *FS) remove(parentID uint64, name string, dir bool) error {
 	if whiteout.Reserved(name) {
 		return unix.ENOENT
 	}
-	if err := f.copyUp(parent, allData); err != nil {
+	if err := f.copyUp(parent); err != nil {
 		return err
 	}
 	d := parent.dir
@@ -98,13 +98,13 @@ func (f *FS) takeOutLocked(parent *node, name string, n *node, inUpper bool) err
 		return err
 	}
 	defer to.release()
-	if err := f.ensureThawedLocked(n); err != nil {
-		return err
-	}
 	if inUpper && f.lastUpperLocked(n) {
 		if err := f.beforeLastLocked(n); err != nil {
 			return err
 		}
+	}
+	if err := f.ensureThawedLocked(n); err != nil {
+		return err
 	}
 	if covers {
 		return f.whiteOut(tree, to, n.isDir(), inUpper)

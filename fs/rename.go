@@ -60,7 +60,7 @@ func (f *FS) rename(from, to *side, flags uint32) error {
 			return err
 		}
 	}
-	if err := f.copyUp(to.parent, allData); err != nil {
+	if err := f.copyUp(to.parent); err != nil {
 		return err
 	}
 	unlock := f.lockDirs(from.parent, to.parent)
@@ -83,7 +83,7 @@ func (f *FS) rename(from, to *side, flags uint32) error {
 
 // readySide brings what is at s into the upper, before any directory is locked.
 func (f *FS) readySide(s *side) error {
-	if err := f.copyUp(s.parent, allData); err != nil {
+	if err := f.copyUp(s.parent); err != nil {
 		return err
 	}
 	s.parent.dir.mu.RLock()
@@ -96,7 +96,7 @@ func (f *FS) readySide(s *side) error {
 	if n.isDir() && len(n.dir.tree.Lowers()) > 0 && !f.opts.RedirectDir {
 		return unix.EXDEV
 	}
-	return f.copyUp(n, allData)
+	return f.copyUp(n)
 }
 
 // readyVictim brings a directory that a rename may replace into the upper:
@@ -115,7 +115,7 @@ func (f *FS) readyVictim(to *side) error {
 	if !n.isDir() {
 		return nil
 	}
-	return f.copyUp(n, allData)
+	return f.copyUp(n)
 }
 
 // lockDirs locks the directories of a rename: an ancestor first, else in the
@@ -205,8 +205,8 @@ func (f *FS) anchor(s, target *side) error {
 	}
 	tree := s.n.dir.tree
 	if path := tree.LowerPath(); path != "" {
-		if whiteout.ReadMarks(s.fd, s.name).Redirect == path {
-			return nil
+		if m, err := whiteout.ReadMarks(s.fd, s.name); err != nil || m.Redirect == path {
+			return err
 		}
 		return f.format.SetRedirect(s.fd, s.name, path)
 	}
@@ -321,13 +321,12 @@ func (f *FS) readyReplacedLocked(to *side) (err error) {
 			return err
 		}
 	}
-	if err := f.ensureThawedLocked(to.n); err != nil {
-		return err
-	}
 	if inUpper && f.lastUpperLocked(to.n) {
-		return f.beforeLastLocked(to.n)
+		if err := f.beforeLastLocked(to.n); err != nil {
+			return err
+		}
 	}
-	return nil
+	return f.ensureThawedLocked(to.n)
 }
 
 // clearVictim empties the directory that a rename will replace of whiteouts,
@@ -351,7 +350,7 @@ func (f *FS) clearVictim(to *side) error {
 			return err
 		}
 		defer f.work.Discard(tmp)
-		if err := f.copyAttributes(location{to.fd, to.name, noRelease}, location{f.work.Tmp, tmp, noRelease}, &to.res.Stat, f.stack.Upper()); err != nil {
+		if err := f.copyAttributes(location{to.fd, to.name, noRelease}, location{f.work.Tmp, tmp, noRelease}, &to.res.Stat, f.stack.Upper(), nil); err != nil {
 			return err
 		}
 		if err := f.format.SetOpaque(f.work.Tmp, tmp); err != nil {
@@ -419,8 +418,7 @@ func (f *FS) moveOnDisk(from, to *side) error {
 		err = move(func() error { return sys.Rename(from.fd, from.name, to.fd, to.name, 0) })
 	}
 	if err == nil && to.parent.dir.tree.MayHaveMarks() && len(to.name)+len(whiteout.Prefix) <= unix.NAME_MAX {
-		// An entry beats a whiteout of its own name: what stays does no harm.
-		_ = sys.Unlink(to.fd, whiteout.Prefix+to.name)
+		unhideBeside(to.fd, to.name)
 	}
 	return err
 }
@@ -441,10 +439,10 @@ func (f *FS) whiteoutAt(s *side) (bool, error) {
 // replace: they change places, and the whiteout stays if one is needed there.
 func (f *FS) swapWithWhiteout(from, to *side, move func(func() error) error) error {
 	err := move(func() error { return sys.Rename(from.fd, from.name, to.fd, to.name, sys.RenameExchange) })
-	if err != nil || from.covers {
-		return err
+	if err == nil && !from.covers {
+		_ = sys.Unlink(from.fd, from.name) // a whiteout that hides nothing
 	}
-	return sys.Unlink(from.fd, from.name)
+	return err
 }
 
 // moveLeavingXattrWhiteout is RENAME_WHITEOUT for the xattr dialect.
@@ -456,7 +454,11 @@ func (f *FS) moveLeavingXattrWhiteout(from, to *side, move func(func() error) er
 		if err := f.work.LinkWhiteout(f.format, to.fd, to.name); err != nil {
 			return err
 		}
-		return f.swapWithWhiteout(from, to, move)
+		err := f.swapWithWhiteout(from, to, move)
+		if err != nil {
+			_ = sys.Unlink(to.fd, to.name)
+		}
+		return err
 	}
 	// No single call does it. For a moment a file has both names, or the victim
 	// of a directory, which is an empty one, has the old name.
@@ -476,10 +478,9 @@ func (f *FS) moveLeavingXattrWhiteout(from, to *side, move func(func() error) er
 	}
 	defer done()
 	if !from.n.isDir() {
-		if err := f.addName(from, to); err != nil {
-			return err
-		}
-		return f.replaceByWhiteout(location{from.fd, from.name, noRelease}, false)
+		return f.addName(from, to, func() error {
+			return f.replaceByWhiteout(location{from.fd, from.name, noRelease}, false)
+		})
 	}
 	exchange := func() error { return sys.Rename(from.fd, from.name, to.fd, to.name, sys.RenameExchange) }
 	if err := move(exchange); err != nil {
@@ -492,15 +493,25 @@ func (f *FS) moveLeavingXattrWhiteout(from, to *side, move func(func() error) er
 	return err
 }
 
-// addName gives what is at from the name to as well.
-func (f *FS) addName(from, to *side) error {
+// addName gives what is at from the name to as well, then calls then. If that
+// fails, to is what it was.
+func (f *FS) addName(from, to *side, then func() error) error {
 	tmp := f.work.Name()
 	if err := sys.Link(from.fd, from.name, f.work.Tmp, tmp); err != nil {
 		return err
 	}
-	err := sys.Rename(f.work.Tmp, tmp, to.fd, to.name, 0)
+	defer f.work.Discard(tmp)
+	var flags uint = sys.RenameExchange
+	err := sys.Rename(f.work.Tmp, tmp, to.fd, to.name, flags)
+	if err == unix.ENOENT {
+		flags = sys.RenameNoReplace
+		err = sys.Rename(f.work.Tmp, tmp, to.fd, to.name, flags)
+	}
 	if err != nil {
-		f.work.Discard(tmp)
+		return err
+	}
+	if err = then(); err != nil {
+		_ = sys.Rename(to.fd, to.name, f.work.Tmp, tmp, flags)
 	}
 	return err
 }

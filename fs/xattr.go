@@ -98,7 +98,7 @@ func (f *FS) changeXattr(id uint64, attr string, change func(location) error) fu
 	if !code.Ok() {
 		return code
 	}
-	if err := f.copyUp(n, allData); err != nil {
+	if err := f.copyUp(n); err != nil {
 		return status(err)
 	}
 	if attr == aclDefault && n.isDir() {

@@ -17,57 +17,87 @@ type Marks struct {
 }
 
 // ReadMarks reads the records of the directory name in dirfd (of dirfd
-// itself when name is "."). Attributes that cannot be read, or make no
-// sense, count as absent: a broken branch must not break the mount.
-func ReadMarks(dirfd int, name string) Marks {
+// itself when name is "."). Those that make no sense, or that this user or
+// file system cannot have, count as absent; what could not be found out is an
+// error, since a mark that is overlooked shows what was deleted.
+func ReadMarks(dirfd int, name string) (Marks, error) {
 	var m Marks
-	attrs, _ := sys.ListXattr(dirfd, name)
+	attrs, err := sys.ListXattr(dirfd, name)
+	if !absent(err) {
+		return m, err
+	}
 	for _, a := range attrs {
-		switch a {
-		case "trusted.overlay.opaque", "user.overlay.opaque", "user.fuseoverlayfs.opaque":
-			switch v, _ := sys.GetXattr(dirfd, name, a); {
-			case len(v) > 0 && v[0] == 'y':
-				m.Opaque = true
-			case len(v) > 0 && v[0] == 'x':
-				m.XattrWhiteouts = true
-			}
-		case "trusted.overlay.redirect", "user.overlay.redirect":
-			if v, err := sys.GetXattr(dirfd, name, a); err == nil {
-				m.Redirect = cleanRedirect(string(v))
-			}
+		if err := m.readAttr(dirfd, name, a); !absent(err) {
+			return m, err
 		}
 	}
-	m.readOpaqueFile(dirfd, name)
-	return m
+	return m, m.readOpaqueFile(dirfd, name)
+}
+
+// absent reports whether err, which may be nil, leaves no doubt about a record.
+func absent(err error) bool {
+	switch err {
+	case nil, unix.ENODATA, unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.ENAMETOOLONG, unix.EXDEV,
+		unix.EOPNOTSUPP, unix.EACCES, unix.EPERM, unix.ERANGE, unix.E2BIG:
+		return true
+	}
+	return false
+}
+
+func (m *Marks) readAttr(dirfd int, name, attr string) error {
+	switch attr {
+	case "trusted.overlay.opaque", "user.overlay.opaque", "user.fuseoverlayfs.opaque":
+		v, err := sys.GetXattr(dirfd, name, attr)
+		if err != nil || len(v) == 0 {
+			return err
+		}
+		m.Opaque = m.Opaque || v[0] == 'y'
+		m.XattrWhiteouts = m.XattrWhiteouts || v[0] == 'x'
+	case "trusted.overlay.redirect", "user.overlay.redirect":
+		v, err := sys.GetXattr(dirfd, name, attr)
+		if err != nil {
+			return err
+		}
+		m.Redirect = cleanRedirect(string(v))
+	}
+	return nil
 }
 
 // readOpaqueFile reads .wh..wh..opq: an opaque mark, or a redirect when it
 // has content.
-func (m *Marks) readOpaqueFile(dirfd int, name string) {
+func (m *Marks) readOpaqueFile(dirfd int, name string) error {
 	at := name + "/" + OpaqueFile
 	if name == "." {
 		at = OpaqueFile
 	}
 	st, err := sys.StatAt(dirfd, at, sys.DontSync)
+	if !absent(err) {
+		return err
+	}
 	if err != nil || !st.IsRegular() {
-		return
+		return nil
 	}
 	if st.Size == 0 || st.Size > unix.PathMax {
 		m.Opaque = true
-		return
+		return nil
 	}
 	fd, err := sys.OpenIn(dirfd, at, unix.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		m.Opaque = true
-		return
+		if absent(err) {
+			return nil
+		}
+		return err
 	}
 	defer sys.Close(fd)
 	buf := make([]byte, st.Size)
 	n, err := sys.PRead(fd, buf, 0)
-	if err == nil {
-		m.Redirect = cleanRedirect(string(buf[:n]))
+	if err != nil {
+		return err
 	}
+	m.Redirect = cleanRedirect(string(buf[:n]))
 	m.Opaque = m.Redirect == ""
+	return nil
 }
 
 // cleanRedirect returns a redirect if it is one of the two forms that
@@ -89,23 +119,27 @@ func cleanRedirect(r string) string {
 // IsFile reports whether the entry name of dirfd with attributes st is a
 // whiteout in one of the forms that occupy the name itself. xattrForm says
 // that the directory carries Marks.XattrWhiteouts.
-func IsFile(dirfd int, name string, st *sys.Stat, xattrForm bool) bool {
+func IsFile(dirfd int, name string, st *sys.Stat, xattrForm bool) (bool, error) {
 	if st.IsWhiteout() {
-		return true
+		return true, nil
 	}
 	if !xattrForm || !st.IsRegular() || st.Size != 0 {
-		return false
+		return false, nil
 	}
 	for _, ns := range []Namespace{Trusted, User} {
-		if _, err := sys.GetXattrInto(dirfd, name, string(ns)+"overlay.whiteout", nil); err == nil {
-			return true
+		_, err := sys.GetXattrInto(dirfd, name, string(ns)+"overlay.whiteout", nil)
+		if err == nil || !absent(err) {
+			return err == nil, err
 		}
 	}
-	return false
+	return false, nil
 }
 
 // HasAUFS reports whether dirfd has the regular file .wh.name.
-func HasAUFS(dirfd int, name string) bool {
+func HasAUFS(dirfd int, name string) (bool, error) {
 	st, err := sys.StatAt(dirfd, Prefix+name, sys.DontSync)
-	return err == nil && st.IsRegular()
+	if absent(err) {
+		return err == nil && st.IsRegular(), nil
+	}
+	return false, err
 }

@@ -43,22 +43,24 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 			defer sys.Close(d)
 			require.NoError(t, f.PrepareDir(fd, "d"))
 			require.NoError(t, f.Make(d, f.Name("gone")))
-			m := ReadMarks(fd, "d")
+			m := marks(t, fd, "d")
 			require.False(t, m.Opaque)
 			if f.InPlace() {
 				st, err := sys.StatAt(d, "gone", 0)
 				require.NoError(t, err)
-				require.True(t, IsFile(d, "gone", &st, m.XattrWhiteouts))
+				is, err := IsFile(d, "gone", &st, m.XattrWhiteouts)
+				require.NoError(t, err)
+				require.True(t, is)
 			} else {
-				require.True(t, HasAUFS(d, "gone"))
+				require.True(t, hasAUFS(t, d, "gone"))
 			}
 			require.NoError(t, sys.Mkdir(fd, "o", 0755))
 			require.NoError(t, f.SetOpaque(fd, "o"))
-			require.True(t, ReadMarks(fd, "o").Opaque)
+			require.True(t, marks(t, fd, "o").Opaque)
 			require.NoError(t, sys.Mkdir(fd, "r", 0755))
 			require.NoError(t, f.SetRedirect(fd, "r", "/a/b"))
-			require.Equal(t, "/a/b", ReadMarks(fd, "r").Redirect)
-			require.False(t, ReadMarks(fd, "r").Opaque)
+			require.Equal(t, "/a/b", marks(t, fd, "r").Redirect)
+			require.False(t, marks(t, fd, "r").Opaque)
 		})
 	}
 }
@@ -82,8 +84,8 @@ func TestOnlyFilesAreAUFSWhiteouts(t *testing.T) {
 	dir, fd := openDir(t)
 	require.NoError(t, os.Mkdir(filepath.Join(dir, ".wh.a"), 0755))
 	require.NoError(t, os.Symlink("x", filepath.Join(dir, ".wh.b")))
-	require.False(t, HasAUFS(fd, "a"))
-	require.False(t, HasAUFS(fd, "b"))
+	require.False(t, hasAUFS(t, fd, "a"))
+	require.False(t, hasAUFS(t, fd, "b"))
 }
 
 func TestBrokenMarksCountAsAbsent(t *testing.T) {
@@ -91,11 +93,11 @@ func TestBrokenMarksCountAsAbsent(t *testing.T) {
 	require.NoError(t, os.Mkdir(filepath.Join(dir, "d"), 0755))
 	for _, v := range []string{"", "n", "\x00", "yes please"} {
 		require.NoError(t, unix.Lsetxattr(filepath.Join(dir, "d"), "user.overlay.opaque", []byte(v), 0))
-		require.Equal(t, v == "yes please", ReadMarks(fd, "d").Opaque, "%q", v)
+		require.Equal(t, v == "yes please", marks(t, fd, "d").Opaque, "%q", v)
 	}
 	for _, r := range []string{"..", ".", "/", "a/b", "/a/../b", "/a//b", "/a/", "\x00"} {
 		require.NoError(t, unix.Lsetxattr(filepath.Join(dir, "d"), "user.overlay.redirect", []byte(r), 0))
-		require.Empty(t, ReadMarks(fd, "d").Redirect, "%q", r)
+		require.Empty(t, marks(t, fd, "d").Redirect, "%q", r)
 	}
 }
 
@@ -135,4 +137,18 @@ func FuzzCleanRedirect(f *testing.F) {
 			t.Fatalf("%q accepted as %q", s, r)
 		}
 	})
+}
+
+func marks(t *testing.T, fd int, name string) Marks {
+	t.Helper()
+	m, err := ReadMarks(fd, name)
+	require.NoError(t, err)
+	return m
+}
+
+func hasAUFS(t *testing.T, fd int, name string) bool {
+	t.Helper()
+	has, err := HasAUFS(fd, name)
+	require.NoError(t, err)
+	return has
 }

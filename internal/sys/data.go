@@ -179,16 +179,20 @@ func Flock(fd int) error {
 
 // Handle returns a persistent name of the inode name in dirfd (file system
 // id, type and bytes of its file handle), or nil where the file system has none.
-func Handle(dirfd int, name string) []byte {
+func Handle(dirfd int, name string) ([]byte, error) {
 	flags := 0
 	if name == "" {
 		flags = unix.AT_EMPTY_PATH
 	}
 	var h unix.FileHandle
 	err := retry("name_to_handle_at", func() (err error) { h, _, err = unix.NameToHandleAt(dirfd, name, flags); return err })
-	if err != nil {
-		return nil
+	switch err {
+	case nil:
+	case unix.EOPNOTSUPP, unix.EOVERFLOW, unix.EPERM, unix.ENOSYS:
+		return nil, nil
+	default:
+		return nil, err
 	}
 	t := h.Type()
-	return append([]byte{byte(t), byte(t >> 8), byte(t >> 16), byte(t >> 24)}, h.Bytes()...)
+	return append([]byte{byte(t), byte(t >> 8), byte(t >> 16), byte(t >> 24)}, h.Bytes()...), nil
 }
