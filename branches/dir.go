@@ -30,6 +30,10 @@ type Part struct {
 // Dir is one directory of the merged tree.
 type Dir struct {
 	stack *Stack // immutable
+	// low is the path at which the lowers as a union of their own show what
+	// is lower of this directory, "" for the root. A redirect says it: the path
+	// in one branch would be looked up in others too. Immutable.
+	low string
 
 	mu     sync.Mutex
 	parent *Dir    // nil for the root. Protected by mu.
@@ -103,14 +107,13 @@ func (d *Dir) Path() string {
 	return b.String()
 }
 
-// LowerPath returns the path of d's topmost lower part in its branch, as a
-// redirect wants it: absolute.
+// LowerPath returns where the lowers have d, as a redirect wants it; "" when
+// they do not (ovl_get_redirect).
 func (d *Dir) LowerPath() string {
-	lowers := d.Lowers()
-	if len(lowers) == 0 {
+	if len(d.Lowers()) == 0 {
 		return ""
 	}
-	return "/" + lowers[0].path
+	return d.low
 }
 
 // Path returns where the part lies below its branch root, "." for the root

@@ -50,7 +50,11 @@ func (s *Stack) readPart(d *Dir, p *Part) ([]sys.Dirent, int, error) {
 	if err != nil {
 		return nil, -1, err
 	}
-	entries, err := sys.ReadDirAt(fd)
+	read := sys.ReadDirUntouched
+	if p.Branch == s.upper {
+		read = sys.ReadDirAt
+	}
+	entries, err := read(fd)
 	if err != nil {
 		d.Release(p)
 		return nil, -1, err

@@ -41,27 +41,33 @@ func (r *Resolution) InUpper() bool { return r.Where != nil && r.Where.path == "
 
 // walk is the state of one lookup.
 type walk struct {
-	stack    *Stack
-	res      Resolution
-	parts    []*Part
-	redirect string // what to look for in the branches below, when not the plain name
-	stop     bool   // an opaque directory on the way of a redirect: nothing below this branch counts
-	done     bool
+	stack *Stack
+	res   Resolution
+	parts []*Part
+	// want is what to look for in the branches below: a name in the directory
+	// or, after an absolute redirect, a path from the root, with a slash first.
+	want string
+	low  string // want below the upper
+	stop bool   // an opaque directory on the way of a redirect: nothing below this branch counts
+	done bool
 }
 
 // Lookup finds name in d. An absent name is Kind NotFound and no error.
 // Preconditions: name is one component and not reserved.
 func (s *Stack) Lookup(d *Dir, name string) (Resolution, error) {
-	w := walk{stack: s}
+	w := walk{stack: s, want: name, low: name}
 	for i, p := range d.Parts() {
-		if err := w.inPart(d, p, name, i == len(d.Parts())-1); err != nil {
+		if err := w.inPart(d, p, w.want, i == len(d.Parts())-1); err != nil {
 			return Resolution{}, err
+		}
+		if p.Branch == s.upper {
+			w.low = w.want
 		}
 		if w.done {
 			break
 		}
-		if w.redirect != "" {
-			if err := w.follow(d, p.Branch.Index); err != nil {
+		if strings.HasPrefix(w.want, "/") {
+			if err := w.absolute(p.Branch.Index); err != nil {
 				return Resolution{}, err
 			}
 			break
@@ -73,7 +79,7 @@ func (s *Stack) Lookup(d *Dir, name string) (Resolution, error) {
 // LowerHas reports whether a lower part of d shows name: whether removing
 // name from the upper needs a whiteout.
 func (s *Stack) LowerHas(d *Dir, name string) (bool, error) {
-	w := walk{stack: s}
+	w := walk{stack: s, want: name}
 	lowers := d.Lowers()
 	for i, p := range lowers {
 		if err := w.inPart(d, p, name, i == len(lowers)-1); err != nil {
@@ -88,7 +94,10 @@ func (s *Stack) LowerHas(d *Dir, name string) (bool, error) {
 
 func (w *walk) finish(d *Dir, name string) Resolution {
 	if w.res.Kind == Directory {
-		w.res.Dir = &Dir{stack: w.stack, parent: d, name: name, parts: w.parts}
+		if !strings.HasPrefix(w.low, "/") {
+			w.low = d.low + "/" + w.low
+		}
+		w.res.Dir = &Dir{stack: w.stack, parent: d, name: name, low: w.low, parts: w.parts}
 	}
 	return w.res
 }
@@ -192,7 +201,7 @@ func (w *walk) addDir(p *Part, fd int, name, path string, st sys.Stat) (err erro
 	part.marksRead.Store(true)
 	switch {
 	case m.Redirect != "":
-		w.redirect = m.Redirect
+		w.redirected(name, m.Redirect)
 	case m.Opaque:
 		w.done = true
 	default:
@@ -201,46 +210,30 @@ func (w *walk) addDir(p *Part, fd int, name, path string, st sys.Stat) (err erro
 	return err
 }
 
-// follow continues a lookup in the branches below index from after a part
-// with a redirect.
-func (w *walk) follow(d *Dir, from int) (err error) {
-	for w.redirect != "" && !w.done && err == nil {
-		target := w.redirect
-		w.redirect = ""
-		if path, ok := strings.CutPrefix(target, "/"); ok {
-			from, err = w.absolute(from, path)
-		} else {
-			from, err = w.relative(d, from, target)
-		}
+// redirected notes that the branches below are to be asked for something else
+// than rest, a name and what comes behind it in w.want (ovl_check_redirect).
+func (w *walk) redirected(rest, redirect string) {
+	before := strings.TrimSuffix(w.want, rest)
+	if strings.HasPrefix(redirect, "/") {
+		before = ""
+		w.stop = false // what was opaque on the way is left behind
 	}
-	return err
+	_, after, more := strings.Cut(rest, "/")
+	if more {
+		after = "/" + after
+	}
+	w.want = before + redirect + after
 }
 
-// relative looks for name in the parts of d below branch from, and returns
-// the branch at which a further redirect interrupted it.
-func (w *walk) relative(d *Dir, from int, name string) (int, error) {
-	for i, p := range d.Parts() {
-		if p.Branch.Index <= from {
-			continue
-		}
-		if err := w.inPart(d, p, name, i == len(d.Parts())-1); err != nil || w.done || w.redirect != "" {
-			return p.Branch.Index, err
-		}
-	}
-	w.done = true
-	return from, nil
-}
-
-// absolute looks for path in every branch below index from, component by
-// component (ovl_lookup_layer).
-func (w *walk) absolute(from int, path string) (int, error) {
+// absolute looks for the path w.want in every branch below index from,
+// component by component (ovl_lookup_layer).
+func (w *walk) absolute(from int) error {
 	for _, b := range w.stack.branches[from+1:] {
-		if err := w.component(b, path); err != nil || w.done || w.redirect != "" {
-			return b.Index, err
+		if err := w.component(b, w.want[1:]); err != nil || w.done {
+			return err
 		}
 	}
-	w.done = true
-	return from, nil
+	return nil
 }
 
 // component walks path from the root of b. A whiteout or a file on the way
@@ -253,25 +246,27 @@ func (w *walk) component(b *Branch, path string) error {
 			sys.Close(fd)
 		}
 	}()
-	names := strings.Split(path, "/")
-	for _, name := range names[:len(names)-1] {
-		next, err := w.step(&Part{Branch: b, path: dir}, fd, name)
+	for {
+		name, rest, more := strings.Cut(path, "/")
+		if !more {
+			err := w.entry(&Part{Branch: b, path: dir}, fd, dir, name, join(dir, name), false)
+			w.done = w.done || w.stop
+			return err
+		}
+		next, err := w.step(&Part{Branch: b, path: dir}, fd, name, path)
 		if err != nil || next < 0 {
 			return err
 		}
 		if fd != b.Root {
 			sys.Close(fd)
 		}
-		fd, dir = next, join(dir, name)
+		fd, dir, path = next, join(dir, name), rest
 	}
-	name, stop := names[len(names)-1], w.stop
-	err := w.entry(&Part{Branch: b, path: dir}, fd, dir, name, join(dir, name), false)
-	w.done = w.done || stop
-	return err
 }
 
 // step opens one directory on the way of component, -1 where the way ends.
-func (w *walk) step(p *Part, fd int, name string) (next int, err error) {
+// rest is name and what comes behind it.
+func (w *walk) step(p *Part, fd int, name, rest string) (next int, err error) {
 	st, err := p.Branch.stat(fd, p.path, name)
 	switch {
 	case err == unix.ENOENT || err == unix.ENAMETOOLONG:
@@ -288,6 +283,11 @@ func (w *walk) step(p *Part, fd int, name string) (next int, err error) {
 	if err != nil {
 		return -1, err
 	}
-	w.stop = w.stop || m.Opaque || m.Redirect != ""
+	switch {
+	case m.Redirect != "":
+		w.redirected(rest, m.Redirect)
+	case m.Opaque:
+		w.stop = true
+	}
 	return sys.OpenDir(fd, name)
 }

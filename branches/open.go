@@ -38,7 +38,7 @@ func openBranch(index int, spec Spec, cfg Config) (*Branch, error) {
 		return nil, errs.New(errs.Failed, "branch %s: %w", spec.Path, err)
 	}
 	b.Dev = st.Dev
-	if _, err := sys.ReadDirAt(fd); err != nil {
+	if _, err := sys.ReadDirUntouched(fd); err != nil {
 		sys.Close(fd)
 		return nil, errs.New(errs.Failed, "branch %s cannot be read: %w", spec.Path, err)
 	}

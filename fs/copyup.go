@@ -13,21 +13,29 @@ import (
 // cut is a truncation, which a copy-up that it causes does on the way: the
 // copy is never seen with its old length, so that the two are one step.
 type cut struct {
-	size int64 // in bytes
-	kill bool  // set-user-id and the like go, see killSuid
+	size int64  // in bytes
+	kill bool   // set-user-id and the like go, see killSuid
+	gid  uint32 // of who asks for it
+}
+
+// copyOptions are what a copy-up may have to do besides.
+type copyOptions struct {
+	cut *cut // nil for none
+	// sealed files are copied too: the flags that make a file immutable or
+	// append-only are about to be changed. Otherwise they refuse to.
+	sealed bool
 }
 
 // copyUp makes n exist in the upper. It is built in the work directory and
 // renamed into place, so that a crash leaves the old file or the whole new
 // one. Preconditions: no dir.mu and no node.mu is held.
 func (f *FS) copyUp(n *node) error {
-	_, err := f.copyUpCut(n, nil)
+	_, err := f.copyUpWith(n, copyOptions{})
 	return err
 }
 
-// copyUpCut is copyUp with a truncation, nil for none; done reports that it was
-// made, false that n was in the upper already.
-func (f *FS) copyUpCut(n *node, c *cut) (done bool, err error) {
+// copyUpWith is copyUp with options; done is false if n was in the upper already.
+func (f *FS) copyUpWith(n *node, o copyOptions) (done bool, err error) {
 	if f.opts.ReadOnly {
 		return false, unix.EROFS
 	}
@@ -41,14 +49,14 @@ func (f *FS) copyUpCut(n *node, c *cut) (done bool, err error) {
 	}
 	f.counters.copyUps.Add(1)
 	if n.isDir() {
-		return true, f.copyUpDir(n)
+		return true, f.copyUpDir(n, o)
 	}
-	return true, f.copyUpFile(n, c)
+	return true, f.copyUpFile(n, o)
 }
 
 // copyUpFile copies a file, symbolic link or special file.
 // Preconditions: n.copyMu is held and n is not in the upper.
-func (f *FS) copyUpFile(n *node, c *cut) error {
+func (f *FS) copyUpFile(n *node, o copyOptions) error {
 	low, err := acquire(n.low.dir, n.low.part, n.low.name)
 	if err != nil {
 		return err
@@ -58,10 +66,13 @@ func (f *FS) copyUpFile(n *node, c *cut) error {
 	if err != nil {
 		return err
 	}
+	if st.Sealed() && !o.sealed {
+		return unix.EPERM
+	}
 	f.applyOverride(n.low.part.Branch, low.fd, low.name, &st)
 	tmp := f.work.Name()
 	cp := &copied{tmp: tmp}
-	cp.back, err = f.copyBody(n, low, tmp, &st, c)
+	cp.back, err = f.copyBody(n, low, tmp, &st, o.cut)
 	if err == nil {
 		cp.index, err = f.indexCopy(n, low, tmp, &st)
 	}
@@ -130,10 +141,7 @@ func (f *FS) copyBody(n *node, low location, tmp string, st *sys.Stat, c *cut) (
 }
 
 func (f *FS) copyContent(n *node, low location, tmp string, st *sys.Stat, c *cut) (*backing, error) {
-	src, err := sys.OpenIn(low.fd, low.name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOATIME, 0)
-	if err == unix.EPERM { // not our file: O_NOATIME is for owners
-		src, err = sys.OpenIn(low.fd, low.name, unix.O_RDONLY|unix.O_NONBLOCK, 0)
-	}
+	src, err := sys.OpenUntouched(low.fd, low.name, 0)
 	if err == unix.EXDEV { // a file that something is mounted on shows as an empty one
 		src, err = -1, nil
 	}
@@ -180,7 +188,7 @@ func (f *FS) copyAttributes(from, to location, st *sys.Stat, branch *branches.Br
 	if c != nil {
 		mtime.Nsec = sys.Omit // the copy is new
 		if c.kill {
-			mode &^= killable(mode)
+			mode &^= f.killable(st, c.gid)
 		}
 	}
 	if f.opts.XattrPermissions != 0 {
@@ -374,7 +382,7 @@ func (f *FS) keepTimes(fd int, fn func() error) error {
 
 // copyUpDir makes the directory n in the upper. Its content stays below.
 // Preconditions: n.copyMu is held and n is not in the upper.
-func (f *FS) copyUpDir(n *node) error {
+func (f *FS) copyUpDir(n *node, o copyOptions) error {
 	n.mu.Lock()
 	if len(n.names) == 0 { // removed, and somebody is still in it
 		n.mu.Unlock()
@@ -387,6 +395,9 @@ func (f *FS) copyUpDir(n *node) error {
 	}
 	tmp := f.work.Name()
 	was, err := f.copyDirBody(n, tmp)
+	if err == nil && was.Sealed() && !o.sealed {
+		err = unix.EPERM
+	}
 	if err != nil {
 		f.work.Discard(tmp)
 		return err

@@ -286,17 +286,26 @@ func (f *FS) giveAway(dirfd int, name string, c *newcomer, o owner) error {
 		if err != nil {
 			return err
 		}
-		st.UID, st.GID, st.Mode = o.uid, o.gid, c.mode&unix.S_IFMT|o.mode
+		mode := o.mode
+		if o.acl {
+			mode = st.Mode&0777 | o.mode&07000 // what the default ACL allows
+		}
+		st.UID, st.GID, st.Mode = o.uid, o.gid, c.mode&unix.S_IFMT|mode
 		return f.setOverride(dirfd, name, &st)
 	}
 	err := sys.ChownAt(dirfd, name, o.uid, o.gid)
 	if err == unix.EPERM || err == unix.EINVAL {
 		err = nil // not ours to give: it stays the daemon's, as fuse-overlayfs has it when squashed
 	}
-	if err == nil && o.mode&(unix.S_ISUID|unix.S_ISGID) != 0 && c.mode&unix.S_IFMT != unix.S_IFLNK {
-		err = sys.ChmodAt(dirfd, name, o.mode) // chown has cleared them
+	if err != nil || o.mode&(unix.S_ISUID|unix.S_ISGID) == 0 || c.mode&unix.S_IFMT == unix.S_IFLNK {
+		return err
 	}
-	return err
+	// chown has cleared them. The other bits are what a default ACL has made of them.
+	st, err := sys.StatAt(dirfd, name, 0)
+	if err != nil {
+		return err
+	}
+	return sys.ChmodAt(dirfd, name, st.Mode&0777|o.mode&07000)
 }
 
 // made returns the node of the object that put has made for c.

@@ -71,13 +71,20 @@ func (f *FS) openBackingLocked(n *node, write bool) (*backing, error) {
 		return newBacking(fd, false), err
 	}
 	if !n.upper {
-		fd, err := sys.OpenIn(at.fd, name, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+		fd, err := sys.OpenUntouched(at.fd, name, 0)
 		if err == unix.EXDEV { // something is mounted on the file: it shows as an empty one
 			fd, err = unix.MemfdCreate("layerfs", unix.MFD_CLOEXEC)
 		}
 		return newBacking(fd, false), err
 	}
-	fd, err := sys.OpenIn(at.fd, name, unix.O_RDWR|unix.O_NONBLOCK, 0)
+	how := unix.O_RDWR | unix.O_NONBLOCK
+	if f.opts.NoAtime {
+		how |= unix.O_NOATIME
+	}
+	fd, err := sys.OpenIn(at.fd, name, how, 0)
+	if err == unix.EPERM { // not ours, so that O_NOATIME is refused; or append-only
+		fd, err = sys.OpenIn(at.fd, name, unix.O_RDWR|unix.O_NONBLOCK|unix.O_APPEND, 0)
+	}
 	if err == unix.EACCES || err == unix.EPERM || err == unix.EROFS {
 		// The daemon's user may not write this file of his. The kernel lets no
 		// one write it either, except those who had it open.
@@ -148,22 +155,14 @@ func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.St
 	if !code.Ok() {
 		return code
 	}
-	if in.Flags&unix.O_ACCMODE != unix.O_RDONLY || in.Flags&unix.O_TRUNC != 0 {
-		if f.opts.ReadOnly {
-			return fuse.EROFS
-		}
-	}
 	n.mu.Lock()
-	n.opens++ // from now on whoever opens the file leaves it open
-	n.mu.Unlock()
-	var err error
-	if in.Flags&unix.O_TRUNC != 0 {
-		err = f.truncate(n, &cut{0, in.Mode&fuse.OPEN_KILL_SUIDGID != 0})
-	}
+	n.opens++
+	err := f.mayOpenLocked(n, in.Flags)
 	var b *backing
 	if err == nil {
-		b, err = f.openFile(n, false)
+		b, err = f.openFileLocked(n, false)
 	}
+	n.mu.Unlock()
 	if err == nil {
 		b.release()
 	} else {
@@ -173,6 +172,26 @@ func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.St
 	f.counters.opens.Add(1)
 	out.OpenFlags = f.openFlags(in.Flags)
 	return fuse.OK
+}
+
+// mayOpenLocked refuses what the kernel cannot, because FUSE does not tell it
+// which files are immutable or append-only (may_open). A lower file of that
+// kind stays as it is. Preconditions: n.mu is held.
+func (f *FS) mayOpenLocked(n *node, flags uint32) error {
+	if flags&unix.O_ACCMODE == unix.O_RDONLY {
+		return nil
+	}
+	if f.opts.ReadOnly {
+		return unix.EROFS
+	}
+	st, err := f.statLocked(n)
+	if err != nil {
+		return err
+	}
+	if st.Immutable() || st.AppendOnly() && (!n.upper || flags&unix.O_APPEND == 0) {
+		return unix.EPERM
+	}
+	return nil
 }
 
 // openFlags says what the kernel may do with a file's pages.
@@ -261,7 +280,7 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 	}
 	defer b.release()
 	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
-		if err := f.killSuid(n, b); err != nil {
+		if err := f.killSuid(n, b, in.Gid); err != nil {
 			return 0, status(err)
 		}
 	}
@@ -279,15 +298,16 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 	return uint32(done), fuse.OK
 }
 
-// killSuid clears set-user-id, and set-group-id of an executable, as
-// FUSE_HANDLE_KILLPRIV_V2 asks of us; file capabilities go with the write itself.
-func (f *FS) killSuid(n *node, b *backing) error {
+// killSuid clears set-user-id and set-group-id as FUSE_HANDLE_KILLPRIV_V2 asks
+// of us when somebody of the group gid changes the data of a file; file
+// capabilities go with the write itself.
+func (f *FS) killSuid(n *node, b *backing, gid uint32) error {
 	st, err := sys.FStat(b.fd)
 	if err != nil {
 		return err
 	}
 	f.applyOverride(f.stack.Upper(), b.fd, "", &st)
-	kill := killable(st.Mode)
+	kill := f.killable(&st, gid)
 	if kill == 0 {
 		return nil
 	}
@@ -298,17 +318,28 @@ func (f *FS) killSuid(n *node, b *backing) error {
 	return nil
 }
 
-// killable returns the bits of mode that go when a file is written.
-func killable(mode uint32) uint32 {
-	if mode&unix.S_IXGRP != 0 {
-		return mode & (unix.S_ISUID | unix.S_ISGID)
+// killSuidFor is killSuid for requests that do not say whether the caller may
+// leave the bits (CAP_FSETID): root may.
+func (f *FS) killSuidFor(n *node, b *backing, caller *fuse.Caller) error {
+	if caller.Uid == 0 {
+		return nil
 	}
-	return mode & unix.S_ISUID
+	return f.killSuid(n, b, caller.Gid)
+}
+
+// killable returns the bits that go when somebody of the group gid changes the
+// data of a file (setattr_should_drop_suidgid). Other groups of his are not known
+// here; set-group-id that does not mean execution goes for all but the group itself.
+func (f *FS) killable(st *sys.Stat, gid uint32) uint32 {
+	if st.Mode&unix.S_IXGRP != 0 || gid != f.shownGID(st.GID) {
+		return st.Mode & (unix.S_ISUID | unix.S_ISGID)
+	}
+	return st.Mode & unix.S_ISUID
 }
 
 // truncate sets the length of n.
 func (f *FS) truncate(n *node, c *cut) error {
-	if done, err := f.copyUpCut(n, c); done || err != nil {
+	if done, err := f.copyUpWith(n, copyOptions{cut: c}); done || err != nil {
 		return err
 	}
 	b, err := f.openFile(n, true)
@@ -317,7 +348,7 @@ func (f *FS) truncate(n *node, c *cut) error {
 	}
 	defer b.release()
 	if c.kill {
-		if err := f.killSuid(n, b); err != nil {
+		if err := f.killSuid(n, b, c.gid); err != nil {
 			return err
 		}
 	}
@@ -351,11 +382,14 @@ func (f *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 
 // Fallocate implements fuse.RawFileSystem.
 func (f *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
-	_, b, code := f.writable(in.NodeId)
+	n, b, code := f.writable(in.NodeId)
 	if !code.Ok() {
 		return code
 	}
 	defer b.release()
+	if err := f.killSuidFor(n, b, &in.Caller); err != nil {
+		return status(err)
+	}
 	return status(sys.Fallocate(b.fd, in.Mode, int64(in.Offset), int64(in.Length)))
 }
 
@@ -382,7 +416,7 @@ func (f *FS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32,
 	if !code.Ok() {
 		return 0, code
 	}
-	_, dst, code := f.writable(in.NodeIdOut)
+	out, dst, code := f.writable(in.NodeIdOut)
 	if !code.Ok() {
 		return 0, code
 	}
@@ -392,6 +426,9 @@ func (f *FS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32,
 		return 0, status(err)
 	}
 	defer from.release()
+	if err := f.killSuidFor(out, dst, &in.Caller); err != nil {
+		return 0, status(err)
+	}
 	n, err := sys.CopyFileRange(from.fd, int64(in.OffIn), dst.fd, int64(in.OffOut), int(min(in.Len, 1<<30)))
 	return uint32(n), status(err)
 }

@@ -107,6 +107,15 @@ func (f *FS) inval(n *node, off int64) {
 	}
 }
 
+// capabilities are what is negotiated beyond what go-fuse does by itself.
+// Left out on purpose: ATOMIC_O_TRUNC, with which the kernel does not hold
+// back pages of mappings while the daemon truncates, so that they bring the old
+// content back; and ASYNC_DIO, after which it does not drop the pages that an
+// asynchronous direct write has made stale. Node ids are not kept for ever, so
+// file handles of this mount would go stale: there are none (NO_EXPORT_SUPPORT),
+// as in an overlay without nfs_export.
+const capabilities = fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_SETXATTR_EXT | fuse.CAP_NO_EXPORT_SUPPORT
+
 // FuseOptions returns what this file system wants negotiated with the kernel.
 func (f *FS) FuseOptions() *fuse.MountOptions {
 	o := &fuse.MountOptions{
@@ -119,7 +128,7 @@ func (f *FS) FuseOptions() *fuse.MountOptions {
 		EnableAcl:                !f.opts.NoACL && !f.opts.NoXattrs,
 		DisableXAttrs:            f.opts.NoXattrs,
 		Logger:                   f.opts.Log,
-		ExtraCapabilities:        fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_SETXATTR_EXT | fuse.CAP_ASYNC_DIO | fuse.CAP_ATOMIC_O_TRUNC,
+		ExtraCapabilities:        capabilities,
 		PanicHandler: func(p any) fuse.Status {
 			f.opts.Log.Printf("panic in a handler: %v\n%s", p, debug.Stack())
 			return fuse.EIO

@@ -28,10 +28,12 @@ func (f *FS) Ioctl(_ <-chan struct{}, in *fuse.IoctlIn, inbuf []byte, _ *fuse.Io
 		clear(outbuf)
 		return status(f.ioctl(n, in.Cmd, outbuf))
 	case fsIocSetFlags, fsIocFsSetXattr:
-		if err := f.copyUp(n); err != nil {
+		if _, err := f.copyUpWith(n, copyOptions{sealed: true}); err != nil {
 			return status(err)
 		}
-		return status(f.ioctl(n, in.Cmd, inbuf))
+		err := f.ioctl(n, in.Cmd, inbuf)
+		f.inval(n, -1) // it has a new ctime
+		return status(err)
 	}
 	return fuse.Status(unix.ENOTTY)
 }

@@ -32,5 +32,6 @@ type Options struct {
 	RedirectDir      bool // false: renaming a lower or merged directory is EXDEV
 	Ino32            bool
 	ReadOnly         bool
+	NoAtime          bool        // reading leaves the access times in the upper alone; in lowers it always does
 	Log              *log.Logger // nil: log.Default()
 }

@@ -55,12 +55,15 @@ func (f *FS) remove(parentID uint64, name string, dir bool) error {
 		n.dir.mu.Lock()
 		defer n.dir.mu.Unlock()
 		if empty, err := f.stack.Empty(n.dir.tree); err != nil || !empty {
-			return orNotEmpty(err)
+			return f.orNotEmpty(err, parent, n)
 		}
 		n.dir.pinLocked()
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if res.Stat.Sealed() { // in the upper the system call would refuse by itself
+		return unix.EPERM
+	}
 	inUpper := res.InUpper()
 	if !inUpper {
 		if inUpper, err = f.beforeCoverLocked(n, parent, name, &res.Stat); err != nil {
@@ -74,9 +77,19 @@ func (f *FS) remove(parentID uint64, name string, dir bool) error {
 	return nil
 }
 
-func orNotEmpty(err error) error {
+// orNotEmpty is why the directory n in parent cannot be removed: err or that
+// it is not empty, unless it could not be removed if it were (may_delete).
+func (f *FS) orNotEmpty(err error, parent, n *node) error {
 	if err != nil {
 		return err
+	}
+	for _, d := range []*node{parent, n} {
+		d.mu.Lock()
+		st, err := f.statLocked(d)
+		d.mu.Unlock()
+		if err == nil && st.Sealed() {
+			return unix.EPERM
+		}
 	}
 	return unix.ENOTEMPTY
 }

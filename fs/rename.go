@@ -180,6 +180,8 @@ func (f *FS) checkRename(from, to *side, flags uint32) error {
 	switch {
 	case from.n == nil:
 		return unix.ENOENT
+	case to.n != nil && to.res.Stat.Sealed() && from.n != to.n:
+		return unix.EPERM
 	case flags&sys.RenameNoReplace != 0 && to.n != nil:
 		return unix.EEXIST
 	case flags&sys.RenameExchange != 0 && to.n == nil:
@@ -282,7 +284,7 @@ func (f *FS) replace(from, to *side, flags uint32) error {
 		to.n.dir.mu.Lock()
 		defer to.n.dir.mu.Unlock()
 		if empty, err := f.stack.Empty(to.n.dir.tree); err != nil || !empty {
-			return orNotEmpty(err)
+			return f.orNotEmpty(err, to.parent, to.n)
 		}
 		if err := f.clearVictim(to); err != nil {
 			return err

@@ -391,7 +391,11 @@ func TestMountHelpers(t *testing.T) {
 			mount -T "$D/fstab" "$D/m"; grep -q " thesource " /proc/self/mountinfo`,
 		"mount -a": `echo "thesource $D/m fuse.layerfs $RW 0 0" >"$D/fstab"
 			mount -a -T "$D/fstab"; mount -a -T "$D/fstab"; test $(grep -c " $D/m " /proc/self/mountinfo) = 1`,
-		"read-only":                     `mount -t fuse.layerfs none "$D/m" -o "ro,lowerdir=$D/l"; ! touch "$D/m/x" 2>/dev/null; touchable=no`,
+		"read-only": `mount -t fuse.layerfs none "$D/m" -o "ro,lowerdir=$D/l"; ! touch "$D/m/x" 2>/dev/null; touchable=no`,
+		// It used to mount a second time on top (xfstests generic/294, 306, 452).
+		"remount": `mount -t fuse.layerfs none "$D/m" -o "$RW"; mount -o remount,ro,noexec "$D/m"
+			test $(grep -c " $D/m " /proc/self/mountinfo) = 1; grep " $D/m " /proc/self/mountinfo | grep -q " ro,.*noexec"
+			! touch "$D/m/x" 2>/dev/null || exit 1; mount -o remount,rw "$D/m"`,
 		"fake mounts nothing":           `mount -f -t fuse.layerfs none "$D/m" -o "$RW"; ! grep -q " $D/m " /proc/self/mountinfo; exit 0`,
 		"without helper, by mount.fuse": `rm "$D/sbin/mount.fuse.layerfs"; mount -t fuse.layerfs none "$D/m" -o "$RW"`,
 	} {

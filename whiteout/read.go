@@ -81,7 +81,7 @@ func (m *Marks) readOpaqueFile(dirfd int, name string) error {
 		m.Opaque = true
 		return nil
 	}
-	fd, err := sys.OpenIn(dirfd, at, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	fd, err := sys.OpenUntouched(dirfd, at, 0)
 	if err != nil {
 		m.Opaque = true
 		if absent(err) {

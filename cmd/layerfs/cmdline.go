@@ -70,6 +70,9 @@ func runHelper(args []string) error {
 	if len(p.operands) != 2 {
 		return errs.New(errs.Usage, "usage: mount.layerfs SOURCE MOUNTPOINT [-o OPTIONS]")
 	}
+	if wantsRemount(p.options) {
+		return remountFlags(p.operands[1], p.options)
+	}
 	if p.has("-r") {
 		p.options = append(p.options, "ro")
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"maps"
 	"sort"
 	"strings"
 
@@ -56,6 +57,20 @@ func onlyDefault(needs string, values ...string) func(*settings, string) error {
 	}
 }
 
+// flagOptions are the options that the kernel keeps for any file system.
+var flagOptions = map[string]option{
+	"ro": flag(unix.MS_RDONLY), "rw": noFlag(unix.MS_RDONLY),
+	"nosuid": flag(unix.MS_NOSUID), "suid": noFlag(unix.MS_NOSUID),
+	"nodev": flag(unix.MS_NODEV), "dev": noFlag(unix.MS_NODEV),
+	"noexec": flag(unix.MS_NOEXEC), "exec": noFlag(unix.MS_NOEXEC),
+	"noatime": flag(unix.MS_NOATIME), "atime": noFlag(unix.MS_NOATIME),
+	"nodiratime": flag(unix.MS_NODIRATIME), "diratime": noFlag(unix.MS_NODIRATIME),
+	"relatime": flag(unix.MS_RELATIME), "norelatime": noFlag(unix.MS_RELATIME),
+	"strictatime": flag(unix.MS_STRICTATIME), "nostrictatime": noFlag(unix.MS_STRICTATIME),
+	"sync": flag(unix.MS_SYNCHRONOUS), "async": noFlag(unix.MS_SYNCHRONOUS),
+	"dirsync": flag(unix.MS_DIRSYNC),
+}
+
 // optionTable is every option by name. Filled by init: its entries refer to
 // functions that refer to it.
 var optionTable map[string]option
@@ -101,18 +116,8 @@ func init() {
 		"allow_other": {none, func(s *settings, _ string) error { s.allowOther = true; return nil }},
 		"fsname":      {required, func(s *settings, v string) error { return setName(&s.fsName, v) }},
 		"subtype":     {required, func(s *settings, v string) error { return setName(&s.subtype, v) }},
-
-		"ro": flag(unix.MS_RDONLY), "rw": noFlag(unix.MS_RDONLY),
-		"nosuid": flag(unix.MS_NOSUID), "suid": noFlag(unix.MS_NOSUID),
-		"nodev": flag(unix.MS_NODEV), "dev": noFlag(unix.MS_NODEV),
-		"noexec": flag(unix.MS_NOEXEC), "exec": noFlag(unix.MS_NOEXEC),
-		"noatime": flag(unix.MS_NOATIME), "atime": noFlag(unix.MS_NOATIME),
-		"nodiratime": flag(unix.MS_NODIRATIME), "diratime": noFlag(unix.MS_NODIRATIME),
-		"relatime": flag(unix.MS_RELATIME), "norelatime": noFlag(unix.MS_RELATIME),
-		"strictatime": flag(unix.MS_STRICTATIME), "nostrictatime": noFlag(unix.MS_STRICTATIME),
-		"sync": flag(unix.MS_SYNCHRONOUS), "async": noFlag(unix.MS_SYNCHRONOUS),
-		"dirsync": flag(unix.MS_DIRSYNC),
 	}
+	maps.Copy(optionTable, flagOptions)
 	for _, name := range []string{"context", "fscontext", "defcontext", "rootcontext"} {
 		optionTable[name] = option{required, setContext(name)}
 	}

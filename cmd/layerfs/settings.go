@@ -104,6 +104,7 @@ func (s *settings) fileSystem() fs.Options {
 		o.Sync = fs.SyncVolatile
 	}
 	o.ReadOnly = s.flags&unix.MS_RDONLY != 0
+	o.NoAtime = s.flags&unix.MS_NOATIME != 0
 	return o
 }
 

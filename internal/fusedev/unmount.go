@@ -31,3 +31,15 @@ func Unmount(mountpoint string, lazy bool) error {
 	}
 	return fmt.Errorf("unmounting %s: %w", mountpoint, err)
 }
+
+// Remount sets the flags (MS_*) of the mount on mountpoint.
+func Remount(mountpoint string, flags uintptr) error {
+	switch err := unix.Mount("", mountpoint, "", unix.MS_REMOUNT|flags, ""); err {
+	case nil:
+		return nil
+	case unix.EINVAL:
+		return errs.New(errs.NotFound, "%s: nothing is mounted here", mountpoint)
+	default:
+		return fmt.Errorf("remounting %s: %w", mountpoint, err)
+	}
+}

@@ -59,7 +59,15 @@ func parseDirents(out []Dirent, buf []byte) []Dirent {
 // ReadDirAt returns the entries of the directory that the O_PATH handle
 // dirfd stands for.
 func ReadDirAt(dirfd int) ([]Dirent, error) {
-	fd, err := OpenIn(dirfd, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	return readDirOf(OpenIn(dirfd, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0))
+}
+
+// ReadDirUntouched is ReadDirAt for a directory whose access time is not to change.
+func ReadDirUntouched(dirfd int) ([]Dirent, error) {
+	return readDirOf(OpenUntouched(dirfd, ".", unix.O_DIRECTORY))
+}
+
+func readDirOf(fd int, err error) ([]Dirent, error) {
 	if err != nil {
 		return nil, err
 	}

@@ -46,6 +46,18 @@ func OpenIn(dirfd int, name string, flags int, mode uint32) (int, error) {
 	return fd, err
 }
 
+// OpenUntouched opens a file, or with O_DIRECTORY in flags a directory, for
+// reading such that its access time stays as it is, where this user may ask for
+// that (the owner, or CAP_FOWNER).
+func OpenUntouched(dirfd int, name string, flags int) (int, error) {
+	how := unix.O_RDONLY | unix.O_NONBLOCK | flags
+	fd, err := OpenIn(dirfd, name, how|unix.O_NOATIME, 0)
+	if err == unix.EPERM {
+		fd, err = OpenIn(dirfd, name, how, 0)
+	}
+	return fd, err
+}
+
 // OpenDir opens the directory name below dirfd as a handle for *at calls only.
 func OpenDir(dirfd int, name string) (int, error) {
 	return OpenIn(dirfd, name, unix.O_PATH|unix.O_DIRECTORY, 0)

@@ -35,6 +35,16 @@ func (s *Stat) IsRegular() bool { return s.Type() == unix.S_IFREG }
 // IsWhiteout reports whether the inode is overlayfs's whiteout: a character device 0:0.
 func (s *Stat) IsWhiteout() bool { return s.Type() == unix.S_IFCHR && s.Rdev == 0 }
 
+// Immutable reports whether nobody may change the inode (chattr +i).
+func (s *Stat) Immutable() bool { return s.Attributes&unix.STATX_ATTR_IMMUTABLE != 0 }
+
+// AppendOnly reports whether the inode may only grow (chattr +a).
+func (s *Stat) AppendOnly() bool { return s.Attributes&unix.STATX_ATTR_APPEND != 0 }
+
+// Sealed reports whether the inode is immutable or append-only: it cannot be
+// removed, renamed or linked.
+func (s *Stat) Sealed() bool { return s.Immutable() || s.AppendOnly() }
+
 const (
 	statMask = unix.STATX_BASIC_STATS | unix.STATX_BTIME
 
