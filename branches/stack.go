@@ -46,14 +46,14 @@ func (s *Stack) Work() *Work { return s.work }
 // Format returns what is written in the upper.
 func (s *Stack) Format() whiteout.Format { return s.format }
 
-// maxCachedDirs bounds the descriptors of directories that are kept open. It
+// MaxCachedDirs bounds the descriptors of directories that are kept open. It
 // leaves room under the usual limit of 1024 for open files.
-const maxCachedDirs = 256
+const MaxCachedDirs = 256
 
 // Open opens the branches of cfg and makes ready to change the upper. Errors
 // carry the class of what is wrong with cfg and name the offending input.
 func Open(cfg Config) (*Stack, error) {
-	s := &Stack{fds: fdcache.New(maxCachedDirs)}
+	s := &Stack{fds: fdcache.New(MaxCachedDirs)}
 	if err := s.open(cfg); err != nil {
 		s.Close()
 		return nil, err
@@ -79,7 +79,7 @@ func (s *Stack) open(cfg Config) error {
 		return err
 	}
 	if s.upper != nil {
-		if err := s.openUpper(cfg); err != nil {
+		if err := sys.KeepTimes(s.upper.Root, func() error { return s.openUpper(cfg) }); err != nil {
 			return err
 		}
 	}

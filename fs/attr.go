@@ -62,8 +62,8 @@ func (f *FS) fillLocked(n *node, st *sys.Stat, out *fuse.Attr) {
 	} else {
 		out.Nlink = uint32(max(int64(st.Nlink)+int64(n.adj), 0))
 	}
-	if len(n.names) == 0 && n.id != rootID {
-		out.Nlink = 0
+	if len(n.names) == 0 && n.id != rootID && (n.isDir() || !n.upper && st.Nlink == 1) {
+		out.Nlink = 0 // a lower that was covered does not say so itself
 	}
 }
 

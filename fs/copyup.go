@@ -155,7 +155,7 @@ func (f *FS) copyContent(n *node, low location, tmp string, st *sys.Stat, c *cut
 	if err != nil {
 		return nil, err
 	}
-	back := newBacking(dst, true)
+	back := f.newBacking(dst, true)
 	if src >= 0 {
 		size := int64(st.Size)
 		if c != nil {
@@ -300,7 +300,7 @@ func (f *FS) placeCopyAt(n *node, p place, cp *copied) (done bool, err error) {
 		return false, err
 	}
 	defer to.release()
-	return true, f.keepTimes(to.fd, func() error {
+	return true, sys.KeepTimes(to.fd, func() error {
 		if err := sys.Rename(f.work.Tmp, cp.tmp, to.fd, p.name, sys.RenameNoReplace); err != nil {
 			return err
 		}
@@ -334,7 +334,7 @@ func (f *FS) adoptNameless(n *node, cp *copied) error {
 		if err != nil {
 			return err
 		}
-		pin = newBacking(fd, false)
+		pin = f.newBacking(fd, false)
 	}
 	if err := sys.Unlink(f.work.Tmp, cp.tmp); err != nil {
 		if cp.back == nil {
@@ -363,21 +363,6 @@ func (f *FS) swapBackLocked(n *node, back *backing) {
 	if old != nil {
 		old.release()
 	}
-}
-
-// keepTimes runs fn, which changes the names in the upper directory fd in a
-// way that the union does not show, and gives the directory its times back
-// as well as it can (ovl_copy_up_one).
-func (f *FS) keepTimes(fd int, fn func() error) error {
-	st, err := sys.FStat(fd)
-	if err != nil {
-		return err
-	}
-	if err := fn(); err != nil {
-		return err
-	}
-	_ = sys.UtimesAt(fd, "", sys.Timespec(st.Atime), sys.Timespec(st.Mtime))
-	return nil
 }
 
 // copyUpDir makes the directory n in the upper. Its content stays below.
@@ -416,7 +401,7 @@ func (f *FS) copyUpDir(n *node, o copyOptions) error {
 		return err
 	}
 	defer to.release()
-	err = f.keepTimes(to.fd, func() error {
+	err = sys.KeepTimes(to.fd, func() error {
 		if err := sys.Rename(f.work.Tmp, tmp, to.fd, p.name, sys.RenameNoReplace); err != nil {
 			return err
 		}

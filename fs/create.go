@@ -9,6 +9,7 @@ import (
 )
 
 const (
+	aclAccess  = "system.posix_acl_access"
 	aclDefault = "system.posix_acl_default"
 
 	aclUnknown = 0
@@ -83,12 +84,15 @@ func (f *FS) putLocked(c *newcomer, dirfd int) error {
 			return err
 		}
 	}
-	owner, err := f.ownerOf(c, dirfd)
+	owner, err := f.ownerOf(c, dirfd, !(isDir && beside))
 	if err != nil {
 		return err
 	}
-	if owner.native && !(isDir && beside) {
+	if owner.native {
 		if err := f.makeInPlace(c, dirfd, owner.mode, beside); err != unix.EEXIST {
+			return err
+		}
+		if owner, err = f.ownerOf(c, dirfd, false); err != nil {
 			return err
 		}
 	}
@@ -194,10 +198,11 @@ type owner struct {
 }
 
 // ownerOf decides about owner and permissions of a newcomer, as the kernel
-// does in inode_init_owner and posix_acl_create.
-func (f *FS) ownerOf(c *newcomer, dirfd int) (owner, error) {
+// does in inode_init_owner and posix_acl_create. inPlace says that it is made
+// in its directory, whose set-group-id bit then acts by itself.
+func (f *FS) ownerOf(c *newcomer, dirfd int, inPlace bool) (owner, error) {
 	if c.own {
-		return owner{native: true}, nil
+		return owner{native: inPlace}, nil
 	}
 	o := owner{mode: c.mode & 07777, acl: f.hasDefaultACL(c.parent, dirfd)}
 	if !o.acl {
@@ -207,8 +212,8 @@ func (f *FS) ownerOf(c *newcomer, dirfd int) (owner, error) {
 	if f.opts.XattrPermissions != 0 {
 		return o, nil
 	}
-	if o.uid == f.euid && o.gid == f.egid {
-		o.native = true // and the directory's set-group-id bit acts by itself
+	if inPlace && o.uid == f.euid && o.gid == f.egid {
+		o.native = true
 		return o, nil
 	}
 	st, err := sys.FStat(dirfd)
@@ -248,7 +253,7 @@ func (f *FS) stage(c *newcomer, o owner, dirfd int) (tmp string, from location, 
 		}
 	}
 	err = c.make(from.fd, tmp, o.mode)
-	if err == nil && !c.own && !o.native {
+	if err == nil && !c.own {
 		err = f.giveAway(from.fd, tmp, c, o)
 	}
 	if err != nil {
@@ -402,8 +407,13 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 	}
 	code = f.makeNew(c, &out.EntryOut, func(n *node) {
 		n.mu.Lock()
-		n.back, n.opens = newBacking(fd, true), 1
-		n.mu.Unlock()
+		defer n.mu.Unlock()
+		n.opens = 1
+		if b := f.newBacking(fd, true); f.mayStayOpen() {
+			n.back = b
+		} else {
+			b.release()
+		}
 	})
 	if !code.Ok() {
 		if fd >= 0 {
@@ -435,7 +445,7 @@ func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) 
 		return status(err)
 	}
 	defer to.release()
-	o, err := f.ownerOf(c, to.fd)
+	o, err := f.ownerOf(c, to.fd, true)
 	if err != nil {
 		return status(err)
 	}
@@ -455,7 +465,7 @@ func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) 
 		return status(err)
 	}
 	key := f.identity(f.stack.Upper(), &st)
-	n := f.table.insert(&node{ino: key, typ: unix.S_IFREG, upper: true, back: newBacking(fd, true), opens: 1}, key, true)
+	n := f.table.insert(&node{ino: key, typ: unix.S_IFREG, upper: true, back: f.newBacking(fd, true), opens: 1}, key, true)
 	f.entry(n, &st, &out.EntryOut)
 	out.OpenFlags = f.openFlags(in.Flags)
 	return fuse.OK

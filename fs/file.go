@@ -1,33 +1,58 @@
 package fs
 
 import (
+	"math"
 	"sync/atomic"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/layerfs/layerfs/branches"
 	"github.com/layerfs/layerfs/internal/sys"
 )
 
 // backing is an open file in a branch. Every handle of a node uses the same
 // one, so that all of them see a copy-up.
 type backing struct {
-	fd       int  // immutable
-	writable bool // immutable
+	fd       int           // immutable
+	writable bool          // immutable
+	count    *atomic.Int64 // FS.backings. Immutable.
 	refs     atomic.Int32
 }
 
-func newBacking(fd int, writable bool) *backing {
-	b := &backing{fd: fd, writable: writable}
+func (f *FS) newBacking(fd int, writable bool) *backing {
+	b := &backing{fd: fd, writable: writable, count: &f.backings}
 	b.refs.Store(1)
+	f.backings.Add(1)
 	return b
 }
 
 func (b *backing) release() {
 	if b.refs.Add(-1) == 0 {
 		sys.Close(b.fd)
+		b.count.Add(-1)
 	}
 }
+
+// reservedFds is how many descriptors are kept back from the files that callers
+// have open: for cached directories, and for what is done at the moment.
+const reservedFds = branches.MaxCachedDirs + 64
+
+// reservedPins is how many of those files without a name may take.
+const reservedPins = 32
+
+// maxBackings is how many files may stay open in branches.
+func maxBackings() int64 {
+	var l unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &l) != nil || l.Cur > math.MaxInt32 {
+		return math.MaxInt32
+	}
+	return max(int64(l.Cur)-reservedFds, int64(l.Cur)/2)
+}
+
+// mayStayOpen reports whether another file may stay open while it has handles.
+// If not it is opened for each request: slow, but it works.
+func (f *FS) mayStayOpen() bool { return f.backings.Load() <= f.maxBackings }
 
 // openFile returns the open file of n for one operation; release it after.
 // write asks for one in the upper: the caller has copied n up before.
@@ -47,7 +72,7 @@ func (f *FS) openFileLocked(n *node, write bool) (*backing, error) {
 	if err != nil {
 		return nil, err
 	}
-	if n.opens > 0 {
+	if n.opens > 0 && f.mayStayOpen() {
 		b.refs.Add(1)
 		if n.back != nil {
 			n.back.release()
@@ -68,14 +93,14 @@ func (f *FS) openBackingLocked(n *node, write bool) (*backing, error) {
 	if name == "" {
 		// A file that has no name but is open already: only to be read.
 		fd, err := sys.Dup(at.fd)
-		return newBacking(fd, false), err
+		return f.opened(fd, false, err)
 	}
 	if !n.upper {
 		fd, err := sys.OpenUntouched(at.fd, name, 0)
 		if err == unix.EXDEV { // something is mounted on the file: it shows as an empty one
 			fd, err = unix.MemfdCreate("layerfs", unix.MFD_CLOEXEC)
 		}
-		return newBacking(fd, false), err
+		return f.opened(fd, false, err)
 	}
 	how := unix.O_RDWR | unix.O_NONBLOCK
 	if f.opts.NoAtime {
@@ -90,15 +115,25 @@ func (f *FS) openBackingLocked(n *node, write bool) (*backing, error) {
 		// one write it either, except those who had it open.
 		if !write {
 			fd, err = sys.OpenIn(at.fd, name, unix.O_RDONLY|unix.O_NONBLOCK, 0)
-			return newBacking(fd, false), err
+			if err != unix.EACCES {
+				return f.opened(fd, false, err)
+			}
 		}
 		fd, err = f.openForced(at)
 	}
-	return newBacking(fd, true), err
+	return f.opened(fd, true, err)
 }
 
-// openForced opens for writing a file that its owner has made read-only,
-// which the daemon owns.
+// opened makes a backing of what an open call returned.
+func (f *FS) opened(fd int, writable bool, err error) (*backing, error) {
+	if err != nil {
+		return nil, err
+	}
+	return f.newBacking(fd, writable), nil
+}
+
+// openForced opens a file whose owner has left himself no permission to do so,
+// which the daemon owns. Somebody has had it open since before.
 func (f *FS) openForced(at location) (int, error) {
 	st, err := sys.StatAt(at.fd, at.name, 0)
 	if err != nil {
@@ -121,19 +156,29 @@ func (f *FS) openForced(at location) (int, error) {
 // pinLocked opens n's file, until the last close or until the kernel forgets
 // it, because its last name is about to go: a path walk that has looked the
 // name up may still ask what a symbolic link says, or be about to open a file.
-// Failing to is no error: then only those who come too late find nothing.
-// Preconditions: n.mu is held.
-func (f *FS) pinLocked(n *node) {
+// Failing to is an error when somebody has it open, else only those who come
+// too late find nothing. Preconditions: n.mu is held.
+func (f *FS) pinLocked(n *node) error {
 	if n.back != nil || n.isDir() {
-		return
+		return nil
+	}
+	if f.backings.Load() > f.maxBackings+reservedPins {
+		if n.opens > 0 {
+			return unix.EMFILE
+		}
+		return nil
 	}
 	pin := f.openPathLocked
 	if n.typ == unix.S_IFREG {
 		pin = func(n *node) (*backing, error) { return f.openBackingLocked(n, false) }
 	}
-	if b, err := pin(n); err == nil {
+	b, err := pin(n)
+	if err == nil {
 		n.back = b
+	} else if n.opens > 0 {
+		return err
 	}
+	return nil
 }
 
 // openPathLocked opens a link or special file for *at calls only.
@@ -145,7 +190,7 @@ func (f *FS) openPathLocked(n *node) (*backing, error) {
 	}
 	defer at.release()
 	fd, err := sys.OpenIn(at.fd, at.name, unix.O_PATH, 0)
-	return newBacking(fd, false), err
+	return f.opened(fd, false, err)
 }
 
 // Open implements fuse.RawFileSystem. Nothing is copied up before the first
@@ -208,8 +253,8 @@ func (f *FS) closed(n *node) {
 	n.mu.Lock()
 	n.opens--
 	var b *backing
-	if n.opens == 0 {
-		b, n.back = n.back, nil
+	if n.opens == 0 && len(n.names) > 0 {
+		b, n.back = n.back, nil // without a name it stays for those who have it by O_PATH
 	}
 	n.mu.Unlock()
 	if b != nil {

@@ -45,6 +45,9 @@ type FS struct {
 	// ancestry of the two does not change under them (s_vfs_rename_mutex).
 	renameMu sync.Mutex
 
+	backings    atomic.Int64 // open files in branches
+	maxBackings int64        // immutable
+
 	counters counters
 	started  time.Time
 }
@@ -60,6 +63,7 @@ func New(stack *branches.Stack, opts Options) (*FS, error) {
 		stack:         stack,
 		format:        stack.Format(),
 		work:          stack.Work(),
+		maxBackings:   maxBackings(),
 		euid:          uint32(os.Geteuid()),
 		egid:          uint32(os.Getegid()),
 		started:       time.Now(),

@@ -230,7 +230,10 @@ func (f *FS) dropIndexLocked(n *node) {
 	if err != nil || int64(st.Nlink)+int64(n.adj) > 0 {
 		return
 	}
-	f.pinLocked(n)
+	if f.pinLocked(n) != nil {
+		f.work.Distrust() // the next mount finds that no name leads to it
+		return
+	}
 	f.links.remove(n.link)
 	n.link = ""
 }
@@ -250,7 +253,8 @@ func (f *FS) keepOrphanLocked(n *node) error {
 	if err != nil || int64(st.Nlink)+int64(n.adj) <= 1 {
 		return err // that name is the last of all
 	}
-	if err := sys.Mkdir(f.links.upper, whiteout.LinkDir, 0700); err != nil && err != unix.EEXIST {
+	err = sys.KeepTimes(f.links.upper, func() error { return sys.Mkdir(f.links.upper, whiteout.LinkDir, 0700) })
+	if err != nil && err != unix.EEXIST {
 		return err
 	}
 	err = f.linkUnseenLocked(n, func() error {
@@ -277,7 +281,7 @@ func (f *FS) materializeLocked(n *node, dir *node, name string) error {
 	}
 	defer to.release()
 	return f.linkUnseenLocked(n, func() error {
-		return f.keepTimes(to.fd, func() error {
+		return sys.KeepTimes(to.fd, func() error {
 			if at.name == "" {
 				err = sys.LinkFd(at.fd, to.fd, name)
 			} else {

@@ -136,8 +136,7 @@ func (f *FS) beforeLastLocked(n *node) error {
 	if n.link != "" {
 		return f.keepOrphanLocked(n)
 	}
-	f.pinLocked(n)
-	return nil
+	return f.pinLocked(n)
 }
 
 // lastUpperLocked reports whether n has one known name in the upper.

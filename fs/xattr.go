@@ -72,7 +72,9 @@ func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data 
 		if err := sys.SetXattr(at.fd, at.name, attr, data, int(in.Flags)); err != nil {
 			return err
 		}
-		if in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID == 0 {
+		// The kernel asks for it with default ACLs too, where it means nothing
+		// (posix_acl_update_mode).
+		if in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID == 0 || attr != aclAccess {
 			return nil
 		}
 		st, err := sys.StatAt(at.fd, at.name, 0)

@@ -64,3 +64,18 @@ func UtimesAt(dirfd int, name string, atime, mtime unix.Timespec) error {
 func Timespec(t unix.StatxTimestamp) unix.Timespec {
 	return unix.Timespec{Sec: t.Sec, Nsec: int64(t.Nsec)}
 }
+
+// KeepTimes runs fn, which changes names in the directory fd in a way that the
+// union does not show, and gives the directory its times back as well as it
+// can (ovl_copy_up_one).
+func KeepTimes(fd int, fn func() error) error {
+	st, err := FStat(fd)
+	if err != nil {
+		return err
+	}
+	if err := fn(); err != nil {
+		return err
+	}
+	_ = UtimesAt(fd, "", Timespec(st.Atime), Timespec(st.Mtime))
+	return nil
+}

@@ -1,0 +1,102 @@
+package parity
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/layerfs/layerfs/tests/harness"
+)
+
+// slots is how many files are held open over changes.
+const slots = 6
+
+// side is one of the two trees.
+type side struct {
+	root  string
+	fds   [slots]int // -1: closed
+	renew func()     // unmounts and mounts again
+	end   func()
+}
+
+func newSide(root string, renew, end func()) *side {
+	s := &side{root: root, renew: renew, end: end}
+	for i := range s.fds {
+		s.fds[i] = -1
+	}
+	return s
+}
+
+func (s *side) close(slot int) {
+	if s.fds[slot] >= 0 {
+		unix.Close(s.fds[slot])
+		s.fds[slot] = -1
+	}
+}
+
+func (s *side) closeAll() {
+	for i := range s.fds {
+		s.close(i)
+	}
+}
+
+// at returns the path of p, which may be "" for the root. A root that is no
+// mount must not be renamed either.
+func (s *side) at(p string) string {
+	if p == "" {
+		p = "."
+	}
+	return s.root + "/" + p
+}
+
+// dirs makes the upper, work and mount directory of a mount.
+func dirs(e *harness.Env, name string) (upper, work, point string) {
+	d := [3]string{e.P(name + "-u"), e.P(name + "-w"), e.P(name + "-m")}
+	for _, p := range d {
+		require.NoError(e.T, os.Mkdir(p, 0755))
+	}
+	// Where many users make things.
+	require.NoError(e.T, unix.Chmod(d[0], 0777))
+	return d[0], d[1], d[2]
+}
+
+// layerfsSide mounts layerfs.
+func layerfsSide(e *harness.Env, name string, lowers []string) (s *side, upper string) {
+	upper, work, point := dirs(e, name)
+	opts := "suid,dev,lowerdir=" + strings.Join(lowers, ":") + ",upperdir=" + upper + ",workdir=" + work
+	m := e.MountOn(point, opts)
+	return newSide(point, func() { m = m.Remount(opts) }, func() { m.Unmount() }), upper
+}
+
+// overlaySide mounts the kernel's overlay.
+func overlaySide(e *harness.Env, name string, lowers []string) (s *side, upper string) {
+	upper, work, point := dirs(e, name)
+	opts := fmt.Sprintf("redirect_dir=on,index=on,xino=on,lowerdir=%s,upperdir=%s,workdir=%s", strings.Join(lowers, ":"), upper, work)
+	mounted := false
+	mount := func() {
+		require.NoError(e.T, unix.Mount("overlay", point, "overlay", 0, opts), opts)
+		mounted = true
+	}
+	end := func() {
+		if mounted {
+			require.NoError(e.T, unix.Unmount(point, 0), "unmounting the oracle")
+			mounted = false
+		}
+	}
+	e.T.Cleanup(func() {
+		if mounted {
+			_ = unix.Unmount(point, unix.MNT_DETACH)
+		}
+	})
+	mount()
+	return newSide(point, func() { end(); mount() }, end), upper
+}
+
+// plainSide is a copy of what is at root.
+func plainSide(e *harness.Env, root string) *side {
+	e.Sh("cp -a " + root + " plain")
+	return newSide(e.P("plain"), func() {}, func() {})
+}
