@@ -152,7 +152,7 @@ func (f *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) f
 
 func (f *FS) setAttr(n *node, in *fuse.SetAttrIn) error {
 	if size, ok := in.GetSize(); ok {
-		if err := f.truncate(n, &cut{int64(size), in.Valid&fuse.FATTR_KILL_SUIDGID != 0, in.Caller.Gid}); err != nil {
+		if err := f.truncate(n, &cut{int64(size), in.Valid&fuse.FATTR_KILL_SUIDGID != 0, in.Caller.Owner}); err != nil {
 			return err
 		}
 	}

@@ -3,6 +3,7 @@ package fs
 import (
 	"slices"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"github.com/layerfs/layerfs/branches"
@@ -13,9 +14,9 @@ import (
 // cut is a truncation, which a copy-up that it causes does on the way: the
 // copy is never seen with its old length, so that the two are one step.
 type cut struct {
-	size int64  // in bytes
-	kill bool   // set-user-id and the like go, see killSuid
-	gid  uint32 // of who asks for it
+	size int64 // in bytes
+	kill bool  // set-user-id and the like go, see killSuid
+	who  fuse.Owner
 }
 
 // copyOptions are what a copy-up may have to do besides.
@@ -188,7 +189,7 @@ func (f *FS) copyAttributes(from, to location, st *sys.Stat, branch *branches.Br
 	if c != nil {
 		mtime.Nsec = sys.Omit // the copy is new
 		if c.kill {
-			mode &^= f.killable(st, c.gid)
+			mode &^= f.killable(st, c.who)
 		}
 	}
 	if f.opts.XattrPermissions != 0 {

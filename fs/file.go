@@ -325,7 +325,7 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 	}
 	defer b.release()
 	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
-		if err := f.killSuid(n, b, in.Gid); err != nil {
+		if err := f.killSuid(n, b, in.Owner); err != nil {
 			return 0, status(err)
 		}
 	}
@@ -344,15 +344,15 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 }
 
 // killSuid clears set-user-id and set-group-id as FUSE_HANDLE_KILLPRIV_V2 asks
-// of us when somebody of the group gid changes the data of a file; file
+// of us when somebody changes the data of a file; file
 // capabilities go with the write itself.
-func (f *FS) killSuid(n *node, b *backing, gid uint32) error {
+func (f *FS) killSuid(n *node, b *backing, who fuse.Owner) error {
 	st, err := sys.FStat(b.fd)
 	if err != nil {
 		return err
 	}
 	f.applyOverride(f.stack.Upper(), b.fd, "", &st)
-	kill := f.killable(&st, gid)
+	kill := f.killable(&st, who)
 	if kill == 0 {
 		return nil
 	}
@@ -369,14 +369,15 @@ func (f *FS) killSuidFor(n *node, b *backing, caller *fuse.Caller) error {
 	if caller.Uid == 0 {
 		return nil
 	}
-	return f.killSuid(n, b, caller.Gid)
+	return f.killSuid(n, b, caller.Owner)
 }
 
-// killable returns the bits that go when somebody of the group gid changes the
-// data of a file (setattr_should_drop_suidgid). Other groups of his are not known
-// here; set-group-id that does not mean execution goes for all but the group itself.
-func (f *FS) killable(st *sys.Stat, gid uint32) uint32 {
-	if st.Mode&unix.S_IXGRP != 0 || gid != f.shownGID(st.GID) {
+// killable returns the bits that go when who changes the data of a file
+// (setattr_should_drop_suidgid). Other groups of his are not known here:
+// set-group-id that does not mean execution goes for all but root, which may
+// be that of a user namespace, and the group itself.
+func (f *FS) killable(st *sys.Stat, who fuse.Owner) uint32 {
+	if st.Mode&unix.S_IXGRP != 0 || who.Uid != 0 && who.Gid != f.shownGID(st.GID) {
 		return st.Mode & (unix.S_ISUID | unix.S_ISGID)
 	}
 	return st.Mode & unix.S_ISUID
@@ -393,7 +394,7 @@ func (f *FS) truncate(n *node, c *cut) error {
 	}
 	defer b.release()
 	if c.kill {
-		if err := f.killSuid(n, b, c.gid); err != nil {
+		if err := f.killSuid(n, b, c.who); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,8 @@
 package fs
 
 import (
+	"maps"
+	"runtime/debug"
 	"sync"
 )
 
@@ -12,6 +14,8 @@ type table struct {
 	byKey map[uint64]*node // by identity on disk, see FS.identity
 	next  uint64           // the last id given out
 	gone  func(*node)      // called, without mu, for a node that is forgotten. Immutable.
+
+	forgotten int // nodes taken out since memory was last given back. Protected by mu.
 }
 
 func newTable(gone func(*node)) *table {
@@ -132,7 +136,28 @@ func (t *table) reapLocked(n *node) *node {
 			delete(t.byKey, k)
 		}
 	}
+	if t.forgotten++; t.forgotten >= manyForgotten && t.forgotten > 4*len(t.byID) {
+		t.shrinkLocked()
+	}
 	return n
+}
+
+// manyForgotten nodes take some 30 MB.
+const manyForgotten = 1 << 16
+
+// shrinkLocked gives back what the kernel made us keep while somebody walked a
+// big tree: Go's maps do not shrink, and without work no collection comes for minutes.
+func (t *table) shrinkLocked() {
+	t.forgotten = 0
+	t.byID, t.byKey = shrunk(t.byID), shrunk(t.byKey)
+	go debug.FreeOSMemory()
+}
+
+// shrunk is maps.Clone, which would keep the size of the old table.
+func shrunk(m map[uint64]*node) map[uint64]*node {
+	out := make(map[uint64]*node, len(m))
+	maps.Copy(out, m)
+	return out
 }
 
 func (t *table) release(n *node) {

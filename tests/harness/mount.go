@@ -113,7 +113,21 @@ func unmount(point string) ([]byte, error) {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	return out, err
+	return append(out, " in use by "+strings.Join(users(point), ", ")...), err
+}
+
+// users lists who has something below point open, as far as we may look.
+func users(point string) []string {
+	var out []string
+	links, _ := filepath.Glob("/proc/[0-9]*/*")
+	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
+	maps, _ := filepath.Glob("/proc/[0-9]*/map_files/*")
+	for _, l := range append(append(links, fds...), maps...) {
+		if to, err := os.Readlink(l); err == nil && strings.HasPrefix(to+"/", point+"/") {
+			out = append(out, l+" -> "+to)
+		}
+	}
+	return out
 }
 
 func checkWork(t testing.TB, work string) {

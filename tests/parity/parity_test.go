@@ -3,8 +3,12 @@ package parity
 import (
 	"fmt"
 	"os"
+	"os/exec"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/stretchr/testify/require"
 
 	"github.com/layerfs/layerfs/tests/harness"
 )
@@ -39,9 +43,39 @@ func histories(t *testing.T, play func(t *testing.T, seed uint64, n int)) {
 func TestParity(t *testing.T) {
 	harness.RequireRoot(t)
 	histories(t, func(t *testing.T, seed uint64, n int) {
-		play(t, seed, n, func(e *harness.Env, _ *side, lowers []string) *side {
-			s, _ := overlaySide(e, "ref", lowers)
-			return s
-		})
+		play(t, seed, n, overlaySide)
 	})
+}
+
+// TestPlain plays against a plain directory.
+func TestPlain(t *testing.T) {
+	if !harness.Root() {
+		t.Skip("TestInUserNamespace runs it as root of its own")
+	}
+	histories(t, func(t *testing.T, seed uint64, n int) { play(t, seed, n, nil) })
+}
+
+// TestInUserNamespace runs TestPlain as root of a user namespace, with the ids
+// that root may give it or with its own only.
+func TestInUserNamespace(t *testing.T) {
+	harness.RequireFUSE(t)
+	e := harness.New(t)
+	attr := &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
+		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
+		Credential:  &syscall.Credential{NoSetGroups: true},
+	}
+	if harness.Root() {
+		ids := []syscall.SysProcIDMap{{HostID: 100000, Size: 65536}}
+		attr.UidMappings, attr.GidMappings, attr.GidMappingsEnableSetgroups = ids, ids, true
+		attr.Credential = &syscall.Credential{}
+		require.NoError(t, os.Chown(e.P("m"), 100000, 100000))
+	}
+	r := e.Cmd(func(c *exec.Cmd) {
+		c.SysProcAttr = attr
+		c.Env = append(c.Env, "LAYERFS_TEST_DIR="+e.P("m"), "LAYERFS_BIN="+harness.Bin())
+	}, "/proc/self/exe", "-test.run", "^TestPlain$", "-test.v")
+	require.Zero(t, r.Code, "%s%s", r.Stdout, r.Stderr)
+	require.Contains(t, r.Stdout, "--- PASS: TestPlain")
 }

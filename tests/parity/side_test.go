@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -17,6 +18,7 @@ const slots = 6
 // side is one of the two trees.
 type side struct {
 	root  string
+	plain bool       // an ordinary directory
 	fds   [slots]int // -1: closed
 	renew func()     // unmounts and mounts again
 	end   func()
@@ -82,7 +84,7 @@ func overlaySide(e *harness.Env, name string, lowers []string) (s *side, upper s
 	}
 	end := func() {
 		if mounted {
-			require.NoError(e.T, unix.Unmount(point, 0), "unmounting the oracle")
+			require.NoError(e.T, unmounting(point), "unmounting the oracle")
 			mounted = false
 		}
 	}
@@ -98,5 +100,18 @@ func overlaySide(e *harness.Env, name string, lowers []string) (s *side, upper s
 // plainSide is a copy of what is at root.
 func plainSide(e *harness.Env, root string) *side {
 	e.Sh("cp -a " + root + " plain")
-	return newSide(e.P("plain"), func() {}, func() {})
+	s := newSide(e.P("plain"), func() {}, func() {})
+	s.plain = true
+	return s
+}
+
+// unmounting is retried: something else on the machine may look at mounts.
+func unmounting(point string) (err error) {
+	for range 50 {
+		if err = unix.Unmount(point, 0); err != unix.EBUSY {
+			return err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return err
 }
