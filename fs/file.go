@@ -242,7 +242,7 @@ func (f *FS) mayOpenLocked(n *node, flags uint32) error {
 // openFlags says what the kernel may do with a file's pages.
 func (f *FS) openFlags(flags uint32) uint32 {
 	var out uint32
-	if f.opts.Timeout > 0 {
+	if f.opts.Timeout > 0 && !f.opts.StrictAtime {
 		out |= fuse.FOPEN_KEEP_CACHE
 	}
 	return out | fuse.FOPEN_NOFLUSH
@@ -300,6 +300,12 @@ func (f *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResu
 	b, err := f.openFile(n, false)
 	if err != nil {
 		return nil, status(err)
+	}
+	if f.opts.StrictAtime && n.inUpper() {
+		// The branch is mounted with relatime, more often than not.
+		if err := sys.UtimesAt(b.fd, "", unix.Timespec{Nsec: sys.Now}, unix.Timespec{Nsec: sys.Omit}); err == nil {
+			f.inval(n, -1)
+		}
 	}
 	return &readResult{b, int64(in.Offset), len(buf)}, fuse.OK
 }

@@ -33,5 +33,6 @@ type Options struct {
 	Ino32            bool
 	ReadOnly         bool
 	NoAtime          bool        // reading leaves the access times in the upper alone; in lowers it always does
+	StrictAtime      bool        // every read of a file in the upper sets its access time
 	Log              *log.Logger // nil: log.Default()
 }

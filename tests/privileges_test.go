@@ -207,6 +207,10 @@ func TestAccessTimes(t *testing.T) {
 	for _, opts := range []string{"noatime", "strictatime"} {
 		m := e.Mount(e.RW(opts))
 		e.Sh("cat m/d/f m/d/up; ls -lR m")
+		first := harness.Stat(t, m.P("d/up")).Atim
+		time.Sleep(20 * time.Millisecond) // more than a tick of the clock of inodes
+		e.Sh("cat m/d/f m/d/up")
+		require.Equal(t, opts == "noatime", first == harness.Stat(t, m.P("d/up")).Atim, "reading a second time with %s", opts)
 		m.Unmount()
 		for _, p := range []string{"l", "l/d", "l/d/f"} {
 			require.Equal(t, old, atime(p), "%s with %s", p, opts)

@@ -105,6 +105,7 @@ func (s *settings) fileSystem() fs.Options {
 	}
 	o.ReadOnly = s.flags&unix.MS_RDONLY != 0
 	o.NoAtime = s.flags&unix.MS_NOATIME != 0
+	o.StrictAtime = s.flags&unix.MS_STRICTATIME != 0
 	return o
 }
 
