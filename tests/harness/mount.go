@@ -227,6 +227,9 @@ func alive(pid int) bool {
 // Alive is alive for tests.
 func Alive(pid int) bool { return alive(pid) }
 
+// Moment is what a daemon may take to end.
+const Moment = 5 * time.Second
+
 // Eventually waits until cond holds, at most for d.
 func Eventually(d time.Duration, cond func() bool) bool {
 	for end := time.Now().Add(d); ; time.Sleep(10 * time.Millisecond) {

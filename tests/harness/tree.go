@@ -120,6 +120,9 @@ func SetTime(p string, tm time.Time) error {
 	return unix.UtimesNanoAt(unix.AT_FDCWD, p, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
 }
 
+// SomeTime is a time long ago, for SetTime.
+var SomeTime = time.Unix(1e9, 0)
+
 // Names lists a tree as sorted lines in MkTree's notation, without
 // attributes. Content is shown up to 40 bytes.
 func Names(t testing.TB, root string) []string {
