@@ -113,32 +113,6 @@ func TestReserved(t *testing.T) {
 	}
 }
 
-func FuzzParseFormat(f *testing.F) {
-	for _, s := range []string{"overlay trusted", "aufs user", "", "xattr", "overlay  user"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		if v, err := ParseFormat(s); err == nil && v.String() != s {
-			t.Fatalf("%q parses as %q", s, v)
-		}
-	})
-}
-
-func FuzzCleanRedirect(f *testing.F) {
-	for _, s := range []string{"/a/b", "b", "..", "/..", "/a/../../etc", "a\x00"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		r := cleanRedirect(s)
-		if r == "" {
-			return
-		}
-		if r != s || filepath.Clean(r) != r || r == ".." {
-			t.Fatalf("%q accepted as %q", s, r)
-		}
-	})
-}
-
 func marks(t *testing.T, fd int, name string) Marks {
 	t.Helper()
 	m, err := ReadMarks(fd, name)

@@ -1,0 +1,61 @@
+package fs
+
+import (
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/layerfs/layerfs/internal/sys"
+)
+
+// The owner of a file may write anything into the attribute of
+// xattr_permissions: what it makes of a file is all or nothing, and never
+// another kind of file than a device out of a regular one.
+func FuzzOverride(f *testing.F) {
+	for _, s := range []string{"0:0:0755", "1000:1000:0100644:file", "0:0:0644:char-1-3", "::", "0:0:0644:block-1-", "4294967296:0:0"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		for _, typ := range []uint32{unix.S_IFREG, unix.S_IFDIR, unix.S_IFLNK} {
+			was := sys.Stat{Mode: typ | 0640, UID: 7, GID: 8, Rdev: 9}
+			st := was
+			if !parseOverride(s, &st) && st != was {
+				t.Fatalf("%q is refused but changes %+v to %+v", s, was, st)
+			}
+			if typ == unix.S_IFDIR && !st.IsDir() {
+				t.Fatalf("%q makes a directory %o", s, st.Mode)
+			}
+		}
+	})
+}
+
+func FuzzLinkRecord(f *testing.F) {
+	for _, s := range []string{"h00 1", "i12 =3", "h -1", "", "h00", "h00 =", "x 1", "h../x 1"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		r, ok := parseRecord(s)
+		if !ok {
+			return
+		}
+		if again, ok := parseRecord(r.String()); !ok || again != r {
+			t.Fatalf("%q becomes %q, which says something else", s, r)
+		}
+		if strings.ContainsAny(r.key, "/.\x00") {
+			t.Fatalf("%q: the key %q is no plain name", s, r.key)
+		}
+	})
+}
+
+func FuzzRenameNote(f *testing.F) {
+	f.Add(renameNote{1, 2, "a/b", "c"}.String())
+	f.Add("1 2\x00\x00")
+	f.Fuzz(func(t *testing.T, s string) {
+		if r, ok := parseRenameNote(s); ok {
+			if again, ok := parseRenameNote(r.String()); !ok || again != r {
+				t.Fatalf("%q becomes %q, which says something else", s, r)
+			}
+		}
+	})
+}

@@ -1,0 +1,75 @@
+package whiteout
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func FuzzParseFormat(f *testing.F) {
+	for _, s := range []string{"overlay trusted", "aufs user", "", "xattr", "overlay  user"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if v, err := ParseFormat(s); err == nil && v.String() != s {
+			t.Fatalf("%q parses as %q", s, v)
+		}
+	})
+}
+
+func FuzzCleanRedirect(f *testing.F) {
+	for _, s := range []string{"/a/b", "b", "..", "/..", "/a/../../etc", "a\x00"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		r := cleanRedirect(s)
+		if r == "" {
+			return
+		}
+		if r != s || filepath.Clean(r) != r || r == ".." {
+			t.Fatalf("%q accepted as %q", s, r)
+		}
+	})
+}
+
+// Whatever begins with .wh. is nobody's to make, and nothing else is refused:
+// one name too few is a way to delete what is not one's own.
+func FuzzReserved(f *testing.F) {
+	for _, s := range []string{".wh.a", ".wh", ".wh..wh..opq", "a.wh.b", ".WH.a", ".wh.\x00", "\u202e.wh."} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if Reserved(s) != (len(s) >= 4 && s[:4] == ".wh.") {
+			t.Fatalf("%q: %v", s, Reserved(s))
+		}
+		for _, format := range []Format{{Overlay, Trusted}, {AUFS, User}, {Xattr, User}} {
+			if n := format.MaxName(255); n > 255 || n < 242 {
+				t.Fatalf("names of %d bytes", n)
+			}
+		}
+	})
+}
+
+// An attribute that overlay, fuse-overlayfs or layerfs read for their own
+// purposes must be refused in every spelling in which they read it.
+func FuzzReservedXattr(f *testing.F) {
+	for _, s := range []string{"user.overlay.opaque", "trusted.overlay.", "user.layerfs.x", "user.fuseoverlayfs.opaque", "security.fuseoverlayfs.override_stat", "user.containers.override_stat", "user.over", "user.overlayx"} {
+		f.Add(s)
+	}
+	own := []string{
+		"overlay.opaque", "overlay.redirect", "overlay.whiteout", "overlay.origin", "overlay.metacopy", "overlay.nlink", "overlay.impure",
+		"layerfs.format", "layerfs.origin", "layerfs.link", "layerfs.links",
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		for _, ns := range []string{"user.", "trusted."} {
+			for _, o := range own {
+				if strings.HasPrefix(s, ns+o) && !ReservedXattr(s) {
+					t.Fatalf("%q may be set", s)
+				}
+			}
+		}
+		if ReservedXattr(s) && !strings.Contains(s, "overlay") && !strings.Contains(s, "layerfs") && !strings.Contains(s, "containers.override_stat") {
+			t.Fatalf("%q is refused", s)
+		}
+	})
+}
