@@ -7,6 +7,7 @@ MANDIR  ?= $(PREFIX)/share/man
 SBINDIR ?= /sbin
 LOWER   ?= /
 ROUNDS  ?= 3
+FUZZTIME ?= 10m
 
 .PHONY: help
 help: ## list the targets
@@ -28,6 +29,20 @@ test: ## every test, as root and as an ordinary user; installs what it lacks
 	@$(MAKE) --no-print-directory build
 	@tests/run.sh
 
+.PHONY: soak
+soak: ## the long forms of the tests: a million operations, 200 power cuts (root, hours; SUITES=)
+	@tests/need.sh test
+	@$(MAKE) --no-print-directory build
+	@tests/soak.sh $(SUITES)
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME=10m
+	@grep -rl --include=*_test.go '^func Fuzz' . | while read -r f; do \
+		sed -n 's/^func \(Fuzz[A-Za-z]*\).*/\1/p' "$$f" | while read -r target; do \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$f")" || exit 1; \
+		done || exit 1; \
+	done
+
 .PHONY: test-podman
 test-podman: ## Podman and Buildah on layerfs against fuse-overlayfs, rootful and rootless
 	@$(MAKE) --no-print-directory build
@@ -37,6 +52,7 @@ test-podman: ## Podman and Buildah on layerfs against fuse-overlayfs, rootful an
 lint: ## formatting, vet, and who may import whom
 	@test -z "$$(gofmt -l .)" || { echo "not formatted (gofmt -w .):"; gofmt -l .; exit 1; }
 	go vet ./...
+	go vet -tags faults ./internal/sys ./cmd/layerfs
 	go test ./internal/lint
 
 .PHONY: bench

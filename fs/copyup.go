@@ -356,7 +356,7 @@ func (f *FS) swapBackLocked(n *node, back *backing) {
 	n.back = nil
 	switch {
 	case back == nil:
-	case n.opens > 0 || len(n.names) == 0:
+	case len(n.names) == 0 || n.opens > 0 && f.mayStayOpen():
 		n.back = back
 	default:
 		back.release()

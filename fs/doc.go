@@ -21,9 +21,14 @@
 // the same instant as, the removal that it records, and goes after its
 // replacement is in place. A directory that replaces something is opaque
 // before it is renamed in, one that leaves its place has its redirect before.
-// So a SIGKILL leaves every name as it was before or as it is after. One case
-// falls short, in the xattr dialect only: a directory renamed over an empty one
-// (moveLeavingXattrWhiteout).
+// So a SIGKILL leaves every name as it was before or as it is after. What takes
+// two system calls is noted before the first, and the next mount takes the
+// second (recover.go): a rename in the xattr dialect, a change of how many links
+// a file shows. tests/crash kills the daemon at each of them.
+//
+// A change that fails has not happened: what can fail comes before the call that
+// makes it visible, and is undone; what comes behind that call may fail without
+// harm, or is tried again.
 //
 // # What the kernel may cache
 //

@@ -24,8 +24,9 @@ as_user() {
 	local p name rc=0
 	mkdir -m 755 "$D/u"
 	cp bin/layerfs "$D/u/layerfs"
+	CGO_ENABLED=0 go build -tags faults -o "$D/u/layerfs-faults" ./cmd/layerfs
 	install -d -m 700 -o 65534 -g 65534 "$D/u/home"
-	for p in ./tests ./tests/union; do
+	for p in ./tests ./tests/union ./tests/parity ./tests/data ./tests/security ./tests/resources ./tests/crash; do
 		[ -d "$p" ] || continue
 		name=$(basename "$p").test
 		go test -c -o "$D/u/$name" "$p"
@@ -34,7 +35,7 @@ as_user() {
 		echo "   $p"
 		(cd "$D/u/home" && setpriv --reuid 65534 --regid 65534 --clear-groups \
 			env -i PATH="$PATH" HOME="$D/u/home" TMPDIR="$D/t" LAYERFS_TEST_DIR="$D/t" \
-			LAYERFS_BIN="$D/u/layerfs" "$D/u/$name" -test.timeout 10m -test.count 1) || rc=1
+			LAYERFS_BIN="$D/u/layerfs" LAYERFS_FAULT_BIN="$D/u/layerfs-faults" "$D/u/$name" -test.timeout 10m -test.count 1) || rc=1
 	done
 	return $rc
 }
@@ -45,7 +46,7 @@ race() {
 	# The daemon has no stderr: its reports go to files. It need not linger at
 	# its end as the detector does by default.
 	LAYERFS_BIN=$D/layerfs-race GORACE="halt_on_error=1 atexit_sleep_ms=0 log_path=$D/race" \
-		go test -p 1 -count=1 -short -timeout 10m -run 'Random|Stress|Coheren' ./tests/... || rc=1
+		go test -p 1 -count=1 -short -timeout 10m -run 'Random|Stress|Coheren|Parity|Plain|Exerciser|SymlinkRace' ./tests/... || rc=1
 	if ls "$D"/race.* >/dev/null 2>&1; then
 		head -100 "$D"/race.*
 		rc=1
@@ -66,6 +67,7 @@ leftovers() {
 
 # shellcheck disable=SC2086 # a list of packages
 leg "unit tests" go test $units
+leg "vet with faults" go vet -tags faults ./internal/sys ./cmd/layerfs
 # shellcheck disable=SC2086
 leg "unit tests, race detector" env CGO_ENABLED=1 go test -race $units
 leg "end to end as $(id -un)" go test -p 1 -count=1 -timeout 12m ./tests/...

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# The long forms of the suites that `make test` runs short: hours, as root.
+# soak.sh [parity|data|crash|security|resources|stress]... runs some of them.
+set -eu
+cd "$(dirname "$0")/.."
+export LAYERFS_TEST_STRICT=1 LAYERFS_BIN=$PWD/bin/layerfs
+failed=
+
+run() {
+	local name=$1 start=$SECONDS
+	shift
+	echo "== $name"
+	if env "$@"; then echo "   $((SECONDS - start)) s"; else failed="$failed $name"; fi
+}
+
+test_of() { go test -count=1 -timeout 8h "$@"; }
+export -f test_of
+
+for suite in "${@:-parity data crash security resources stress}"; do
+	for s in $suite; do
+		case $s in
+		parity) run parity LAYERFS_TEST_OPS=1000000 bash -c 'test_of ./tests/parity' ;;
+		data) run data LAYERFS_TEST_OPS=1000000 bash -c 'test_of ./tests/data' ;;
+		crash) run crash LAYERFS_TEST_FULL=1 LAYERFS_TEST_CUTS=200 bash -c 'test_of ./tests/crash' ;;
+		security) run security LAYERFS_TEST_SECONDS=60 bash -c 'test_of ./tests/security' ;;
+		resources) run resources LAYERFS_TEST_FULL=1 bash -c 'test_of ./tests/resources' ;;
+		stress) run stress tests/resources/stress.sh ;;
+		*) echo "soak.sh: no suite $s" >&2; exit 2 ;;
+		esac
+	done
+done
+[ -z "$failed" ] || { echo "FAILED:$failed"; exit 1; }
