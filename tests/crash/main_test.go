@@ -1,6 +1,7 @@
 package crash
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -33,6 +34,9 @@ func TestMain(m *testing.M) {
 		}
 		harness.AtExit(func() { os.RemoveAll(dir) })
 	}
+	// The cases wait for the disk more than they compute.
+	flag.Parse()
+	_ = flag.Set("test.parallel", "8")
 	os.Setenv("LAYERFS_BIN", bin)
 	harness.Main(m)
 }
