@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 
 	"github.com/layerfs/layerfs/internal/faults"
 	"github.com/layerfs/layerfs/tests/harness"
@@ -125,7 +124,7 @@ func (s *stage) killed(c *change, o *outcome, n int) bool {
 	}
 	m.Died()
 	require.True(t, harness.Eventually(5*time.Second, func() bool { return !harness.Alive(m.Pid) }))
-	require.NoError(t, unix.Unmount(m.Point, unix.MNT_DETACH))
+	harness.Detach(t, m.Point)
 	m = s.Mount(s.opts)
 	got := s.dump(m, c)
 	at := fmt.Sprintf("killed before change %d: %s", n, strings.Join(s.plan.Ops(n), ", "))

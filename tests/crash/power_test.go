@@ -111,7 +111,7 @@ func (d *disk) cut(name string, rnd *rand.Rand) int {
 	m.Died()
 	require.NoError(t, unix.Kill(m.Pid, unix.SIGKILL))
 	group.Wait()
-	require.NoError(t, unix.Unmount(m.Point, unix.MNT_DETACH))
+	harness.Detach(t, m.Point)
 	require.True(t, harness.Eventually(5*time.Second, func() bool { return !harness.Alive(m.Pid) }))
 	d.unmount()
 	d.mount()

@@ -241,3 +241,10 @@ func Eventually(d time.Duration, cond func() bool) bool {
 		}
 	}
 }
+
+// Detach takes a mount whose daemon is dead out of the way.
+func Detach(t testing.TB, point string) {
+	t.Helper()
+	out, err := exec.Command("fusermount3", "-u", "-z", point).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+}
