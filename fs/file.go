@@ -102,13 +102,18 @@ func (f *FS) openBackingLocked(n *node, write bool) (*backing, error) {
 		}
 		return f.opened(fd, false, err)
 	}
-	how := unix.O_RDWR | unix.O_NONBLOCK
-	if f.opts.NoAtime {
-		how |= unix.O_NOATIME
+	const how = unix.O_RDWR | unix.O_NONBLOCK
+	fd, err := -1, error(unix.EPERM)
+	if f.opts.NoAtime { // refused for files that are not ours
+		fd, err = sys.OpenIn(at.fd, name, how|unix.O_NOATIME, 0)
 	}
-	fd, err := sys.OpenIn(at.fd, name, how, 0)
-	if err == unix.EPERM { // not ours, so that O_NOATIME is refused; or append-only
-		fd, err = sys.OpenIn(at.fd, name, unix.O_RDWR|unix.O_NONBLOCK|unix.O_APPEND, 0)
+	if err == unix.EPERM {
+		fd, err = sys.OpenIn(at.fd, name, how, 0)
+	}
+	if err == unix.EPERM { // maybe append-only; on any other file O_APPEND would be wrong
+		if st, serr := sys.StatAt(at.fd, name, 0); serr == nil && st.AppendOnly() {
+			fd, err = sys.OpenIn(at.fd, name, how|unix.O_APPEND, 0)
+		}
 	}
 	if err == unix.EACCES || err == unix.EPERM || err == unix.EROFS {
 		// The daemon's user may not write this file of his. The kernel lets no

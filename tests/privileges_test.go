@@ -237,3 +237,19 @@ func TestNoFileHandles(t *testing.T) {
 	unix.Close(fd)
 	require.NoError(t, err, "what can be asked for can be used")
 }
+
+// With noatime a file of somebody else's is opened a second time, since
+// O_NOATIME is the owner's; that it may be written anywhere must not change.
+func TestNoAtimeOnFilesOfOthers(t *testing.T) {
+	harness.RequireRoot(t)
+	e := harness.New(t).Tree("u", "f=0123456789 !0666")
+	for _, d := range []string{"u", "w", "m"} {
+		require.NoError(t, os.Chown(e.P(d), harness.Ordinary, harness.Ordinary))
+	}
+	r := e.Cmd(harness.AsOrdinary, harness.Bin(), "-o", e.RW("noatime"), e.P("m"))
+	require.Zero(t, r.Code, r.Stderr)
+	r = e.Cmd(harness.AsOrdinary, "sh", "-ec", "printf X | dd of=m/f bs=1 seek=3 conv=notrunc 2>/dev/null; fusermount3 -u m")
+	require.Zero(t, r.Code, r.Stderr)
+	require.Equal(t, "012X456789", read(t, e.P("u/f")))
+	require.True(t, harness.Eventually(harness.Moment, func() bool { return len(harness.Daemons(e.P("m"))) == 0 }))
+}
