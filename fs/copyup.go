@@ -193,7 +193,9 @@ func (f *FS) copyAttributes(from, to location, st *sys.Stat, branch *branches.Br
 		}
 	}
 	if f.opts.XattrPermissions != 0 {
-		if err := f.setOverride(to.fd, to.name, st); err != nil {
+		kept := *st
+		kept.Mode = st.Type() | mode
+		if err := f.setOverride(to.fd, to.name, &kept); err != nil {
 			return err
 		}
 	} else if err := sys.ChownAt(to.fd, to.name, st.UID, st.GID); err != nil {

@@ -106,17 +106,17 @@ func TestLinksThatNobodyHasLookedUp(t *testing.T) {
 // copy is made with its new length; set-user-id goes on the way.
 func TestTruncatingCopyUp(t *testing.T) {
 	harness.RequireRoot(t)
-	for _, size := range []int64{0, 3, 100000} {
+	for opts, size := range map[string]int64{"suid": 0, "dev": 3, "exec": 100000, "xattr_permissions=2": 4} {
 		e := harness.New(t).Tree("l", "f=0123456789 !6777 ^1000000000")
-		m := e.Mount(e.RW("suid,dev"))
+		m := e.Mount(e.RW("suid,dev", opts))
 		require.NoError(t, as(t, 12345, 12345, func() error { return unix.Truncate(m.P("f"), size) }))
 		want := make([]byte, size)
 		copy(want, "0123456789")
 		require.Equal(t, string(want), read(t, m.P("f")))
 		st := harness.Stat(t, m.P("f"))
-		require.EqualValues(t, 0777, st.Mode&07777)
+		require.EqualValues(t, 0777, st.Mode&07777, opts)
 		require.Greater(t, st.Mtim.Sec, int64(1000000000))
-		m = m.Remount(e.RW())
+		m = m.Remount(e.RW(opts))
 		require.Equal(t, string(want), read(t, m.P("f")))
 		require.Equal(t, "0123456789", read(t, e.P("l/f")))
 	}
