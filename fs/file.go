@@ -9,6 +9,7 @@ import (
 
 	"github.com/layerfs/layerfs/branches"
 	"github.com/layerfs/layerfs/internal/sys"
+	"github.com/layerfs/layerfs/whiteout"
 )
 
 // backing is an open file in a branch. Every handle of a node uses the same
@@ -375,9 +376,11 @@ func (f *FS) killSuid(n *node, b *backing, who fuse.Owner) error {
 }
 
 // killSuidFor is killSuid for requests that do not say whether the caller may
-// leave the bits (CAP_FSETID): root may.
+// leave the bits (CAP_FSETID): root may, unless it is a user namespace's. Then
+// the daemon is without that privilege too, so that its own call clears the
+// bits, and the kernel must hear of it.
 func (f *FS) killSuidFor(n *node, b *backing, caller *fuse.Caller) error {
-	if caller.Uid == 0 {
+	if caller.Uid == 0 && f.format.NS == whiteout.Trusted {
 		return nil
 	}
 	return f.killSuid(n, b, caller.Owner)

@@ -123,13 +123,17 @@ func (g *source) write() op {
 	slot, data, off := g.slot(), g.bytes(), g.offset()
 	return op{text: fmt.Sprintf("pwrite(%d, %d x %c, %d)", slot, len(data), data[0], off), do: func(s *side) (string, error) {
 		n, err := unix.Pwrite(s.fds[slot], data, off)
-		// A write may have cleared set-user-id. The kernel has been told so, but
-		// where it checks who may make a hard link it goes by what it has until
-		// somebody asks for the attributes.
-		var st unix.Stat_t
-		_ = unix.Fstat(s.fds[slot], &st)
-		return fmt.Sprintf("%d %06o %d", n, st.Mode, st.Size), err
+		return fmt.Sprint(n, modeAfter(s.fds[slot])), err
 	}}
+}
+
+// modeAfter returns the mode of an open file that was changed, which may have
+// cleared set-user-id. The kernel has been told so, but where it checks who may
+// make a hard link it goes by what it has until somebody asks.
+func modeAfter(fd int) string {
+	var st unix.Stat_t
+	_ = unix.Fstat(fd, &st)
+	return fmt.Sprintf(" %06o", st.Mode)
 }
 
 func (g *source) read() op {
@@ -170,9 +174,10 @@ func (g *source) ftruncate() op {
 func (g *source) fallocate() op {
 	slot, off, size := g.slot(), g.offset(), g.offset()+1
 	mode := pick[uint32](g, 0, unix.FALLOC_FL_KEEP_SIZE, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, unix.FALLOC_FL_ZERO_RANGE)
-	return plain(fmt.Sprintf("fallocate(%d, %#x, %d, %d)", slot, mode, off, size), func(s *side) error {
-		return unix.Fallocate(s.fds[slot], mode, off, size)
-	})
+	return op{text: fmt.Sprintf("fallocate(%d, %#x, %d, %d)", slot, mode, off, size), do: func(s *side) (string, error) {
+		err := unix.Fallocate(s.fds[slot], mode, off, size)
+		return modeAfter(s.fds[slot]), err
+	}}
 }
 
 func (g *source) copyRange() op {
@@ -180,7 +185,7 @@ func (g *source) copyRange() op {
 	return op{text: fmt.Sprintf("copy_file_range(%d, %d, %d, %d, %d)", from, a, to, b, size), do: func(s *side) (string, error) {
 		a, b := a, b
 		n, err := unix.CopyFileRange(s.fds[from], &a, s.fds[to], &b, size, 0)
-		return fmt.Sprint(n), err
+		return fmt.Sprint(n, modeAfter(s.fds[to])), err
 	}}
 }
 

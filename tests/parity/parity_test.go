@@ -33,6 +33,7 @@ var (
 	}
 	againstPlain = []kept{
 		{260909004, "a write of a user namespace's root cleared set-group-id that does not mean execution"},
+		{266289014, "fallocate of a user namespace's root cleared set-user-id, and the kernel did not hear of it"},
 		{261164009, "a store to a mapping clears set-user-id when the daemon has no privileges"},
 	}
 )
