@@ -9,7 +9,6 @@ import (
 
 	"github.com/layerfs/layerfs/branches"
 	"github.com/layerfs/layerfs/internal/sys"
-	"github.com/layerfs/layerfs/whiteout"
 )
 
 // backing is an open file in a branch. Every handle of a node uses the same
@@ -356,8 +355,8 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 }
 
 // killSuid clears set-user-id and set-group-id as FUSE_HANDLE_KILLPRIV_V2 asks
-// of us when somebody changes the data of a file; file
-// capabilities go with the write itself.
+// of us when somebody changes the data of a file; file capabilities go with the
+// write itself.
 func (f *FS) killSuid(n *node, b *backing, who fuse.Owner) error {
 	st, err := sys.FStat(b.fd)
 	if err != nil {
@@ -375,15 +374,26 @@ func (f *FS) killSuid(n *node, b *backing, who fuse.Owner) error {
 	return nil
 }
 
-// killSuidFor is killSuid for requests that do not say whether the caller may
-// leave the bits (CAP_FSETID): root may, unless it is a user namespace's. Then
-// the daemon is without that privilege too, so that its own call clears the
-// bits, and the kernel must hear of it.
-func (f *FS) killSuidFor(n *node, b *backing, caller *fuse.Caller) error {
-	if caller.Uid == 0 && f.format.NS == whiteout.Trusted {
-		return nil
+// changeData makes a change of n's data for a request that does not say whether
+// the caller may leave set-user-id (CAP_FSETID): root may, so that it is left to
+// the change itself. That of a daemon in a user namespace clears the bits, and
+// the kernel must hear of it.
+func (f *FS) changeData(n *node, b *backing, caller *fuse.Caller, change func() error) error {
+	if caller.Uid != 0 {
+		if err := f.killSuid(n, b, caller.Owner); err != nil {
+			return err
+		}
+		return change()
 	}
-	return f.killSuid(n, b, caller.Owner)
+	st, err := sys.FStat(b.fd)
+	if err != nil {
+		return err
+	}
+	err = change()
+	if st.Mode&(unix.S_ISUID|unix.S_ISGID) != 0 {
+		f.inval(n, -1)
+	}
+	return err
 }
 
 // killable returns the bits that go when who changes the data of a file
@@ -447,10 +457,9 @@ func (f *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 		return code
 	}
 	defer b.release()
-	if err := f.killSuidFor(n, b, &in.Caller); err != nil {
-		return status(err)
-	}
-	return status(sys.Fallocate(b.fd, in.Mode, int64(in.Offset), int64(in.Length)))
+	return status(f.changeData(n, b, &in.Caller, func() error {
+		return sys.Fallocate(b.fd, in.Mode, int64(in.Offset), int64(in.Length))
+	}))
 }
 
 // Lseek implements fuse.RawFileSystem: SEEK_DATA and SEEK_HOLE.
@@ -486,9 +495,10 @@ func (f *FS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32,
 		return 0, status(err)
 	}
 	defer from.release()
-	if err := f.killSuidFor(out, dst, &in.Caller); err != nil {
-		return 0, status(err)
-	}
-	n, err := sys.CopyFileRange(from.fd, int64(in.OffIn), dst.fd, int64(in.OffOut), int(min(in.Len, 1<<30)))
+	n := 0
+	err = f.changeData(out, dst, &in.Caller, func() (err error) {
+		n, err = sys.CopyFileRange(from.fd, int64(in.OffIn), dst.fd, int64(in.OffOut), int(min(in.Len, 1<<30)))
+		return err
+	})
 	return uint32(n), status(err)
 }

@@ -121,3 +121,18 @@ func TestTruncatingCopyUp(t *testing.T) {
 		require.Equal(t, "0123456789", read(t, e.P("l/f")))
 	}
 }
+
+// A directory that moves notes in the AUFS dialect, in a file inside, where its
+// content is. That gave it a new time.
+func TestRenameKeepsTheTimeOfTheDirectory(t *testing.T) {
+	for _, dialect := range []string{"aufs", "xattr"} {
+		e := harness.New(t).Tree("l", "d/f=1\nempty/")
+		require.NoError(t, harness.SetTime(e.P("l/d"), harness.SomeTime))
+		m := e.Mount(e.RW("whiteout=" + dialect))
+		for _, to := range []string{"moved", "empty"} {
+			require.NoError(t, unix.Rename(m.P("d"), m.P(to)))
+			require.Equal(t, harness.SomeTime.Unix(), harness.Stat(t, m.P(to)).Mtim.Sec, "%s in %s", to, dialect)
+			require.NoError(t, unix.Rename(m.P(to), m.P("d")))
+		}
+	}
+}

@@ -64,13 +64,18 @@ func (f Format) SetRedirect(dirfd int, name, path string) error {
 }
 
 // putOpaqueFile writes .wh..wh..opq by way of a temporary name, so that a
-// crash leaves no half-written redirect.
+// crash leaves no half-written redirect. The directory keeps its times: what it
+// shows does not change.
 func (f Format) putOpaqueFile(dirfd int, name, content string) error {
 	fd, err := sys.OpenDir(dirfd, name)
 	if err != nil {
 		return err
 	}
 	defer sys.Close(fd)
+	return sys.KeepTimes(fd, func() error { return writeOpaqueFile(fd, content) })
+}
+
+func writeOpaqueFile(fd int, content string) error {
 	tmp := OpaqueFile + ".tmp"
 	_ = sys.Unlink(fd, tmp)
 	out, err := sys.OpenIn(fd, tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0444)

@@ -244,7 +244,11 @@ func play(t *testing.T, seed uint64, n int, oracle func(e *harness.Env, name str
 	e := harness.New(t)
 	g := &source{Rand: rand.New(rand.NewPCG(seed, 0))}
 	lowers := layers(t, e, g, oracle != nil)
-	self, _ := layerfsSide(e, "self", lowers)
+	dialect := "auto" // overlay, where the kernel has made lowers
+	if oracle == nil {
+		dialect = pick(g, "auto", "aufs", "xattr")
+	}
+	self, _ := dialectSide(e, "self", lowers, dialect)
 	var ref *side
 	if oracle != nil {
 		ref, _ = oracle(e, "ref", lowers)

@@ -65,10 +65,15 @@ func dirs(e *harness.Env, name string) (upper, work, point string) {
 	return d[0], d[1], d[2]
 }
 
-// layerfsSide mounts layerfs.
+// layerfsSide mounts layerfs in the dialect that it chooses by itself.
 func layerfsSide(e *harness.Env, name string, lowers []string) (s *side, upper string) {
+	return dialectSide(e, name, lowers, "auto")
+}
+
+// dialectSide mounts layerfs.
+func dialectSide(e *harness.Env, name string, lowers []string, dialect string) (s *side, upper string) {
 	upper, work, point := dirs(e, name)
-	opts := "suid,dev,lowerdir=" + strings.Join(lowers, ":") + ",upperdir=" + upper + ",workdir=" + work
+	opts := "suid,dev,whiteout=" + dialect + ",lowerdir=" + strings.Join(lowers, ":") + ",upperdir=" + upper + ",workdir=" + work
 	m := e.MountOn(point, opts)
 	return newSide(point, func() { m = m.Remount(opts) }, func() { m.Unmount() }), upper
 }
