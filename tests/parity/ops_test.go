@@ -207,6 +207,9 @@ func statText(st *unix.Stat_t) string {
 	default:
 		text += fmt.Sprintf(" nlink=%d dev=%d", st.Nlink, st.Rdev)
 	}
+	if st.Nlink == 0 && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return text // removed: its whiteouts go behind it, which is a new time
+	}
 	if st.Mtim.Sec < 1<<30 {
 		text += fmt.Sprintf(" mtime=%d", st.Mtim.Sec) // one that was set
 	}
