@@ -1,0 +1,378 @@
+package blockstore
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/layerfs/layerfs/internal/errs"
+)
+
+// device is a thin device in memory. The pool's lock protects it.
+type device struct {
+	rec   deviceRecord
+	owner Owner // who has it open, or nil
+	lost  bool  // changes of it were lost; its next flush says so
+	// quiet counts snapshots being taken of it: as long as there is one, no
+	// mapping of the device is called exclusive.
+	quiet int
+}
+
+// Owner is who has a device open. The pool asks it to let go of what it was
+// promised; the methods return when that is done, and are called without any
+// lock of the pool.
+type Owner interface {
+	// Settle has the owner assign all blocks that it has written, and forget
+	// that any mapping of the device is exclusive, after its running writes.
+	Settle(id uint32)
+	// Drop says that all mappings of the device may have changed.
+	Drop(id uint32)
+	// GiveBack has the owner return reserved blocks that it has not written.
+	GiveBack()
+}
+
+// NewDevice says what to create.
+type NewDevice struct {
+	Name   string
+	ID     *uint32 // nil: the next one
+	Size   int64   // bytes; of a snapshot 0 means its origin's
+	Of     string  // a snapshot of this device, or empty
+	OfID   *uint32 // the same by id
+	Origin *Origin // external origin
+	Nonce  string  // a creation with the nonce of an existing device has happened already
+}
+
+// checkName refuses names that could not be a file or an NBD export.
+func checkName(name string) error {
+	if name == "" || len(name) > 255 || name == "." || name == ".." || strings.ContainsAny(name, "/\x00\n") {
+		return errs.New(errs.Usage, "device name %q: must have 1 to 255 bytes, no slash, no newline, and not be . or ..", name)
+	}
+	return nil
+}
+
+func (p *Pool) sortedDevices() []*device {
+	out := make([]*device, 0, len(p.devs))
+	for _, d := range p.devs {
+		out = append(out, d)
+	}
+	slices.SortFunc(out, func(a, b *device) int { return int(a.rec.ID) - int(b.rec.ID) })
+	return out
+}
+
+// byNameLocked finds a device by its name.
+func (p *Pool) byNameLocked(name string) (*device, error) {
+	if id, ok := p.names[name]; ok {
+		return p.devs[id], nil
+	}
+	return nil, errs.New(errs.NotFound, "no thin device %q in this pool: %w", name, unix.ENOENT)
+}
+
+func (p *Pool) byIDLocked(id uint32) (*device, error) {
+	if d := p.devs[id]; d != nil {
+		return d, nil
+	}
+	return nil, fmt.Errorf("device %d: %w", id, errNoData)
+}
+
+// messagesLocked says why the pool takes no messages.
+func (p *Pool) messagesLocked() error {
+	if p.mode >= ReadOnly {
+		return fmt.Errorf("%w (%w)", errReadOnly, p.cause)
+	}
+	return nil
+}
+
+// CreateDevice makes a device, empty or a snapshot, durably. A snapshot
+// costs one reference on the root of its origin's tree, whatever its size.
+func (p *Pool) CreateDevice(spec NewDevice) (DeviceInfo, error) {
+	release, err := p.quiesce(spec)
+	if err != nil {
+		return DeviceInfo{}, err
+	}
+	defer release()
+	p.mu.Lock()
+	d, err := p.createLocked(spec)
+	p.mu.Unlock()
+	if err != nil {
+		return DeviceInfo{}, err
+	}
+	if err := p.Commit(); err != nil {
+		return DeviceInfo{}, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.infoLocked(d)
+}
+
+// quiesce stops writing in place to the origin of a snapshot, which dm-thin
+// leaves to the caller, and has its owner assign what it has written, so
+// that the snapshot shows every write that was answered.
+func (p *Pool) quiesce(spec NewDevice) (release func(), err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	origin, err := p.originLocked(spec)
+	if origin == nil || err != nil {
+		return func() {}, err
+	}
+	id, owner := origin.rec.ID, origin.owner
+	origin.quiet++
+	if owner != nil {
+		p.mu.Unlock()
+		owner.Settle(id)
+		p.mu.Lock()
+	}
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if d := p.devs[id]; d == origin {
+			d.quiet--
+		}
+	}, nil
+}
+
+// originLocked finds the device that spec is a snapshot of, or nil.
+func (p *Pool) originLocked(spec NewDevice) (*device, error) {
+	switch {
+	case spec.OfID != nil:
+		return p.byIDLocked(*spec.OfID)
+	case spec.Of != "":
+		return p.byNameLocked(spec.Of)
+	}
+	return nil, nil
+}
+
+func (p *Pool) createLocked(spec NewDevice) (*device, error) {
+	if err := p.messagesLocked(); err != nil {
+		return nil, err
+	}
+	if d := p.devs[p.names[spec.Name]]; d != nil && d.rec.Name == spec.Name && spec.Nonce != "" && d.rec.Nonce == spec.Nonce {
+		return d, nil
+	}
+	id, err := p.newIDLocked(spec)
+	if err != nil {
+		return nil, err
+	}
+	rec := deviceRecord{ID: id, Name: spec.Name, Size: spec.Size, Txid: p.sb.Txid, Origin: spec.Origin, Nonce: spec.Nonce}
+	origin, err := p.originLocked(spec)
+	if err != nil {
+		return nil, err
+	}
+	if origin != nil {
+		rec.Parent = origin.rec.Name
+		rec.Root, rec.Level, rec.Mapped = origin.rec.Root, origin.rec.Level, origin.rec.Mapped
+		if rec.Size == 0 {
+			rec.Size = origin.rec.Size
+		}
+		if o := origin.rec.Origin; o != nil && rec.Origin == nil {
+			same := *o
+			rec.Origin = &same
+		}
+	}
+	if rec.Size < 0 || rec.Size > MaxDeviceSize {
+		return nil, errs.New(errs.Usage, "device size %d: must be at most 64 TiB", rec.Size)
+	}
+	if err := p.minFreeLocked(); err != nil {
+		return nil, err
+	}
+	if rec.Root != 0 {
+		p.incNodeLocked(rec.Root)
+	}
+	d := &device{rec: rec}
+	p.devs[id], p.names[rec.Name] = d, id
+	p.sb.NextDevice = max(p.sb.NextDevice, id+1)
+	p.touchLocked(d)
+	return d, nil
+}
+
+// newIDLocked checks name and id of a device to be made, or finds an id:
+// the next one that was never used, as long as there are such.
+func (p *Pool) newIDLocked(spec NewDevice) (uint32, error) {
+	if err := checkName(spec.Name); err != nil {
+		return 0, err
+	}
+	if _, used := p.names[spec.Name]; used {
+		return 0, errs.New(errs.Failed, "thin device %q: %w", spec.Name, unix.EEXIST)
+	}
+	if spec.ID != nil {
+		if *spec.ID > MaxDeviceID {
+			return 0, errs.New(errs.Usage, "device id %d: must be 0 to %d: %w", *spec.ID, MaxDeviceID, unix.EINVAL)
+		}
+		if p.devs[*spec.ID] != nil {
+			return 0, errs.New(errs.Failed, "device %d: %w", *spec.ID, unix.EEXIST)
+		}
+		return *spec.ID, nil
+	}
+	if p.sb.NextDevice <= MaxDeviceID {
+		return p.sb.NextDevice, nil
+	}
+	for id := uint32(0); id <= MaxDeviceID; id++ {
+		if p.devs[id] == nil {
+			return id, nil
+		}
+	}
+	return 0, errs.New(errs.NoSpace, "the pool has all %d devices that it can have: %w", MaxDeviceID+1, unix.ENOSPC)
+}
+
+// touchLocked notes that the record of d must be committed.
+func (p *Pool) touchLocked(d *device) {
+	p.open.devices[d.rec.ID] = struct{}{}
+	p.dirtyLocked()
+}
+
+// DeleteDevice removes a device, which nobody may have open, and returns
+// when its blocks are free.
+func (p *Pool) DeleteDevice(id uint32) error {
+	p.mu.Lock()
+	err := p.deleteLocked(id)
+	p.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if err := p.Commit(); err != nil {
+		return err
+	}
+	p.waitReclaimed()
+	return nil
+}
+
+func (p *Pool) deleteLocked(id uint32) error {
+	if err := p.messagesLocked(); err != nil {
+		return err
+	}
+	d, err := p.byIDLocked(id)
+	if err != nil {
+		return err
+	}
+	if d.owner != nil || d.quiet > 0 {
+		return errs.New(errs.Busy, "thin device %q is in use: %w", d.rec.Name, unix.EBUSY)
+	}
+	p.touchLocked(d)
+	if d.rec.Root != 0 {
+		p.open.lostNodes = append(p.open.lostNodes, d.rec.Root)
+	}
+	delete(p.devs, id)
+	delete(p.names, d.rec.Name)
+	return nil
+}
+
+// ResizeDevice sets the virtual size of a device in bytes. Blocks beyond a
+// smaller size are unmapped, so that growing again shows zeros, and an
+// external origin never shows again where it was cut. Only the owner of a
+// device that is open may do it.
+func (p *Pool) ResizeDevice(id uint32, size int64, caller Owner) error {
+	if size < 0 || size > MaxDeviceSize {
+		return errs.New(errs.Usage, "device size %d: must be at most 64 TiB", size)
+	}
+	p.mu.Lock()
+	d, err := p.byIDLocked(id)
+	if err == nil {
+		err = p.messagesLocked()
+	}
+	if err == nil && d.owner != nil && d.owner != caller {
+		err = errs.New(errs.Busy, "thin device %q is in use: %w", d.rec.Name, unix.EBUSY)
+	}
+	if err != nil {
+		p.mu.Unlock()
+		return err
+	}
+	shrinks := size < d.rec.Size
+	d.rec.Size = size
+	if o := d.rec.Origin; o != nil {
+		o.Valid = min(o.Valid, size)
+	}
+	bs := p.blockSize
+	p.touchLocked(d)
+	p.mu.Unlock()
+	if shrinks {
+		from := uint64((size + bs - 1) / bs)
+		if _, err := p.Unmap(id, from, MaxDeviceSize/uint64(bs)-from); err != nil {
+			return err
+		}
+	}
+	return p.Commit()
+}
+
+// Acquire gives a device to an owner; EBUSY when it has one.
+func (p *Pool) Acquire(id uint32, owner Owner) (DeviceInfo, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.failedLocked(); err != nil {
+		return DeviceInfo{}, err
+	}
+	d, err := p.byIDLocked(id)
+	if err != nil {
+		return DeviceInfo{}, err
+	}
+	if p.sb.Exported {
+		return DeviceInfo{}, p.cause
+	}
+	if d.owner != nil && d.owner != owner {
+		return DeviceInfo{}, errs.New(errs.Busy, "thin device %q is in use: %w", d.rec.Name, unix.EBUSY)
+	}
+	d.owner = owner
+	return p.infoLocked(d)
+}
+
+// Release ends what Acquire began.
+func (p *Pool) Release(id uint32, owner Owner) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if d := p.devs[id]; d != nil && d.owner == owner {
+		d.owner = nil
+	}
+}
+
+// Device returns what is known of a device, by name.
+func (p *Pool) Device(name string) (DeviceInfo, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	d, err := p.byNameLocked(name)
+	if err != nil {
+		return DeviceInfo{}, err
+	}
+	return p.usageLocked(d)
+}
+
+// Devices returns all devices by id.
+func (p *Pool) Devices() ([]DeviceInfo, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := make([]DeviceInfo, 0, len(p.devs))
+	for _, d := range p.sortedDevices() {
+		info, err := p.usageLocked(d)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, info)
+	}
+	return out, nil
+}
+
+func (p *Pool) infoLocked(d *device) (DeviceInfo, error) {
+	info := DeviceInfo{ID: d.rec.ID, Name: d.rec.Name, Size: d.rec.Size, Mapped: d.rec.Mapped,
+		Parent: d.rec.Parent, Txid: d.rec.Txid, Active: d.owner != nil}
+	if d.rec.Origin != nil {
+		o := *d.rec.Origin
+		info.Origin = &o
+	}
+	var err error
+	if info.Highest, err = p.highestLocked(d); err != nil {
+		return info, p.metadataErrorLocked(err)
+	}
+	return info, nil
+}
+
+// usageLocked is infoLocked with the exclusive blocks, which takes a walk
+// over the part of the tree that no snapshot shares.
+func (p *Pool) usageLocked(d *device) (DeviceInfo, error) {
+	info, err := p.infoLocked(d)
+	if err != nil {
+		return info, err
+	}
+	if info.Exclusive, err = p.exclusiveLocked(d.rec.Root); err != nil {
+		return info, p.metadataErrorLocked(err)
+	}
+	return info, nil
+}

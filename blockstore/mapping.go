@@ -1,0 +1,280 @@
+package blockstore
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/layerfs/layerfs/internal/errs"
+)
+
+// LeafMap is what one leaf of a device says.
+type LeafMap struct {
+	Entries [LeafBlocks]Mapping
+	Freed   uint64 // the state of Durable's count; a later one may have made more of it exclusive
+}
+
+// Leaf returns the mappings of the virtual blocks from leaf × LeafBlocks on.
+// One lookup answers at any depth of snapshots.
+func (p *Pool) Leaf(id uint32, leaf uint64) (*LeafMap, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.failedLocked(); err != nil {
+		return nil, err
+	}
+	d, err := p.byIDLocked(id)
+	if err != nil {
+		return nil, err
+	}
+	n, shared, err := p.leafLocked(d, leaf)
+	if err != nil {
+		return nil, p.metadataErrorLocked(err)
+	}
+	m := &LeafMap{Freed: p.freed}
+	if n == nil {
+		return m, nil
+	}
+	shared = shared || d.quiet > 0
+	for i, e := range n.e {
+		if e != 0 {
+			m.Entries[i] = p.mappingLocked(e, shared)
+		}
+	}
+	return m, nil
+}
+
+func (p *Pool) mappingLocked(e uint64, shared bool) Mapping {
+	b := entryBlock(e)
+	if b == zeroBlock {
+		return ZeroMapping
+	}
+	m := MappedTo(b)
+	if shared || p.refs.count(b) != 1 {
+		return m.Shared()
+	}
+	return m
+}
+
+// Assign maps virtual blocks of a device to data blocks that owner has
+// reserved and written whole. The list is sorted by virtual block. It
+// returns the transaction that will make them durable. Blocks that were
+// mapped there before lose a reference when that transaction is.
+func (p *Pool) Assign(id uint32, owner Owner, list []Assignment) (seq uint64, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	d, err := p.changeLocked(id)
+	if err != nil {
+		return 0, err
+	}
+	for _, a := range list {
+		if p.reserved[a.Data] != owner || owner == nil {
+			return 0, errs.New(errs.Failed, "data block %d is not reserved for this user: %w", a.Data, unix.EINVAL)
+		}
+	}
+	p.touchLocked(d)
+	var leaf *node
+	at := ^uint64(0)
+	for _, a := range list {
+		if a.Virtual/LeafBlocks != at {
+			at = a.Virtual / LeafBlocks
+			if leaf, err = p.editLeafLocked(d, at); err != nil {
+				return 0, p.metadataErrorLocked(err)
+			}
+		}
+		delete(p.reserved, a.Data)
+		p.setLocked(d, leaf, a.Virtual, leafEntry(a.Data, id))
+	}
+	return p.open.seq, nil
+}
+
+// changeLocked finds a device whose mappings are to be changed.
+func (p *Pool) changeLocked(id uint32) (*device, error) {
+	switch p.mode {
+	case Failed:
+		return nil, errFailed
+	case ReadOnly:
+		return nil, errs.New(errs.Corrupt, "the pool is read-only: %w: %w", p.cause, unix.EIO)
+	}
+	return p.byIDLocked(id)
+}
+
+// unmapLeaves is how many leaves are changed under one hold of the lock.
+const unmapLeaves = 64
+
+// Unmap makes count virtual blocks unmapped and returns the transaction that
+// will make it durable, 0 when nothing was mapped. What is unmapped reads as
+// the external origin, or as zeros. In a read-only pool it does nothing and
+// succeeds, as a discard does in dm-thin.
+func (p *Pool) Unmap(id uint32, from, count uint64) (seq uint64, err error) {
+	end := from + count
+	for leaf := from / LeafBlocks; ; {
+		p.mu.Lock()
+		if p.mode == ReadOnly {
+			p.mu.Unlock()
+			return seq, nil
+		}
+		d, err := p.changeLocked(id)
+		for i := 0; err == nil && i < unmapLeaves; i++ {
+			var n *node
+			if n, leaf, err = p.nextLeafLocked(d, leaf); n == nil || leaf*LeafBlocks >= end {
+				p.mu.Unlock()
+				return seq, err
+			}
+			var changed bool
+			if changed, err = p.unmapLeafLocked(d, n, leaf, from, end); changed {
+				seq = p.open.seq
+			}
+			leaf++
+		}
+		if err != nil {
+			err = p.metadataErrorLocked(err)
+			p.mu.Unlock()
+			return seq, err
+		}
+		p.mu.Unlock()
+	}
+}
+
+// unmapLeafLocked unmaps what of [from, end) leaf number leaf, which is n, maps.
+func (p *Pool) unmapLeafLocked(d *device, n *node, leaf, from, end uint64) (bool, error) {
+	base := leaf * LeafBlocks
+	lo, hi := max(from, base)-base, min(end, base+LeafBlocks)-base
+	any := false
+	for _, e := range n.e[lo:hi] {
+		any = any || e != 0
+	}
+	if !any {
+		return false, nil
+	}
+	p.touchLocked(d)
+	n, err := p.editLeafLocked(d, leaf)
+	if err != nil {
+		return false, err
+	}
+	for i := lo; i < hi; i++ {
+		if n.e[i] != 0 {
+			p.setLocked(d, n, base+i, 0)
+		}
+	}
+	if n.used == 0 {
+		return true, p.pruneLocked(d, leaf)
+	}
+	return true, nil
+}
+
+// pruneLocked removes the empty leaf number leaf, whose whole path belongs
+// to the open transaction, and what becomes empty above it.
+func (p *Pool) pruneLocked(d *device, leaf uint64) error {
+	n, err := p.nodeLocked(d.rec.Root)
+	if err != nil {
+		return err
+	}
+	var path []*node
+	for n.level > 0 {
+		path = append(path, n)
+		if n, err = p.childLocked(n, childIndex(leaf, n.level)); err != nil {
+			return err
+		}
+	}
+	for n.used == 0 {
+		delete(p.open.nodes, n.id)
+		if len(path) == 0 {
+			d.rec.Root, d.rec.Level = 0, 0
+			return nil
+		}
+		n = path[len(path)-1]
+		path = path[:len(path)-1]
+		n.set(childIndex(leaf, n.level), 0)
+	}
+	return nil
+}
+
+// SetZero makes count virtual blocks read as zeros without data blocks, also
+// where the device has an external origin.
+func (p *Pool) SetZero(id uint32, from, count uint64) (seq uint64, err error) {
+	origin, err := p.originBlocks(id)
+	if err != nil {
+		return 0, err
+	}
+	// Where no origin shows, what is unmapped is zeros already.
+	shows := min(from+count, max(origin, from))
+	for v := from; v < shows; {
+		next := min((v/LeafBlocks+1)*LeafBlocks, shows)
+		if seq, err = p.setZeroLeaf(id, v, next); err != nil {
+			return seq, err
+		}
+		v = next
+	}
+	if shows == from+count {
+		return seq, nil
+	}
+	last, err := p.Unmap(id, shows, from+count-shows)
+	return max(seq, last), err
+}
+
+// originBlocks is how many blocks of the device its external origin reaches into.
+func (p *Pool) originBlocks(id uint32) (uint64, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	d, err := p.byIDLocked(id)
+	if err != nil || d.rec.Origin == nil {
+		return 0, err
+	}
+	bs := p.blockSize
+	return uint64((d.rec.Origin.Valid + bs - 1) / bs), nil
+}
+
+func (p *Pool) setZeroLeaf(id uint32, from, to uint64) (uint64, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	d, err := p.changeLocked(id)
+	if err != nil {
+		return 0, err
+	}
+	p.touchLocked(d)
+	n, err := p.editLeafLocked(d, from/LeafBlocks)
+	if err != nil {
+		return 0, p.metadataErrorLocked(err)
+	}
+	for v := from; v < to; v++ {
+		p.setLocked(d, n, v, leafEntry(zeroBlock, id))
+	}
+	return p.open.seq, nil
+}
+
+// Trace says which data block answers for a virtual block and which device
+// first wrote it; ok is false where nothing is mapped.
+func (p *Pool) Trace(name string, v uint64) (block uint64, owner uint32, ok bool, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	d, err := p.byNameLocked(name)
+	if err != nil {
+		return 0, 0, false, err
+	}
+	if v >= MaxDeviceSize/uint64(p.blockSize) {
+		return 0, 0, false, errs.New(errs.Usage, "virtual block %d lies beyond the largest device", v)
+	}
+	n, _, err := p.leafLocked(d, v/LeafBlocks)
+	if err != nil {
+		return 0, 0, false, p.metadataErrorLocked(err)
+	}
+	if n == nil || n.e[v%LeafBlocks] == 0 || entryBlock(n.e[v%LeafBlocks]) == zeroBlock {
+		return 0, 0, false, nil
+	}
+	e := n.e[v%LeafBlocks]
+	return entryBlock(e), entryOwner(e), true, nil
+}
+
+// ReadDevice reads of a device that the caller does not own. A block that is
+// freed meanwhile is not given to anybody before the read has ended.
+func (p *Pool) ReadDevice(id uint32, v uint64, buf []byte, off int64) (Mapping, error) {
+	p.reading.RLock()
+	defer p.reading.RUnlock()
+	leaf, err := p.Leaf(id, v/LeafBlocks)
+	if err != nil {
+		return 0, err
+	}
+	m := leaf.Entries[v%LeafBlocks]
+	if m.HasData() {
+		_, err = p.data.ReadAt(buf, int64(m.Block())*p.blockSize+off)
+	}
+	return m, err
+}
