@@ -209,24 +209,36 @@ func (p *Pool) abortLocked(cause error) {
 	}
 }
 
-// Durable returns the last transaction that is durable and how often
-// something was freed.
-func (p *Pool) Durable() (seq, freed uint64) {
+// Durable returns the last transaction that is durable.
+func (p *Pool) Durable() uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.durable, p.freed
+	return p.durable
 }
 
-// TakeLost returns, once, the error that changes of the device were lost in
-// an aborted transaction (dm_thin_aborted_changes).
-func (p *Pool) TakeLost(id uint32) error {
+// Freed counts the occasions on which something lost a reference, so that
+// what was shared before may not be any more.
+func (p *Pool) Freed() uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if d := p.devs[id]; d != nil && d.lost {
-		d.lost = false
-		return errLost
+	return p.freed
+}
+
+// Changed returns the last transaction that changed the device. Once after
+// changes of it were lost in an aborted one it is an error instead
+// (dm_thin_aborted_changes).
+func (p *Pool) Changed(id uint32) (seq uint64, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	d, err := p.byIDLocked(id)
+	if err != nil {
+		return 0, err
 	}
-	return nil
+	if d.lost {
+		d.lost = false
+		return 0, errLost
+	}
+	return d.seq, nil
 }
 
 // DataFailed is how a user of the data file reports that syncing it failed

@@ -13,8 +13,9 @@ import (
 // device is a thin device in memory. The pool's lock protects it.
 type device struct {
 	rec   deviceRecord
-	owner Owner // who has it open, or nil
-	lost  bool  // changes of it were lost; its next flush says so
+	owner Owner  // who has it open, or nil
+	seq   uint64 // the last transaction that changed it; 0: none since the pool was opened
+	lost  bool   // changes of it were lost; its next flush says so
 	// quiet counts snapshots being taken of it: as long as there is one, no
 	// mapping of the device is called exclusive.
 	quiet int
@@ -218,6 +219,7 @@ func (p *Pool) newIDLocked(spec NewDevice) (uint32, error) {
 // touchLocked notes that the record of d must be committed.
 func (p *Pool) touchLocked(d *device) {
 	p.open.devices[d.rec.ID] = struct{}{}
+	d.seq = p.open.seq
 	p.dirtyLocked()
 }
 
@@ -287,7 +289,7 @@ func (p *Pool) ResizeDevice(id uint32, size int64, caller Owner) error {
 	p.mu.Unlock()
 	if shrinks {
 		from := uint64((size + bs - 1) / bs)
-		if _, err := p.Unmap(id, from, MaxDeviceSize/uint64(bs)-from); err != nil {
+		if err := p.Unmap(id, from, MaxDeviceSize/uint64(bs)-from); err != nil {
 			return err
 		}
 	}
@@ -295,13 +297,13 @@ func (p *Pool) ResizeDevice(id uint32, size int64, caller Owner) error {
 }
 
 // Acquire gives a device to an owner; EBUSY when it has one.
-func (p *Pool) Acquire(id uint32, owner Owner) (DeviceInfo, error) {
+func (p *Pool) Acquire(name string, owner Owner) (DeviceInfo, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.failedLocked(); err != nil {
 		return DeviceInfo{}, err
 	}
-	d, err := p.byIDLocked(id)
+	d, err := p.byNameLocked(name)
 	if err != nil {
 		return DeviceInfo{}, err
 	}

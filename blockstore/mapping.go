@@ -9,8 +9,13 @@ import (
 // LeafMap is what one leaf of a device says.
 type LeafMap struct {
 	Entries [LeafBlocks]Mapping
-	Freed   uint64 // the state of Durable's count; a later one may have made more of it exclusive
+	Freed   uint64 // what Freed said then; blocks may have become exclusive when it says something else
+	// Next is the next leaf that maps anything, when this one does not; it
+	// is noLeaf after the last.
+	Next uint64
 }
+
+const noLeaf = ^uint64(0)
 
 // Leaf returns the mappings of the virtual blocks from leaf × LeafBlocks on.
 // One lookup answers at any depth of snapshots.
@@ -30,7 +35,11 @@ func (p *Pool) Leaf(id uint32, leaf uint64) (*LeafMap, error) {
 	}
 	m := &LeafMap{Freed: p.freed}
 	if n == nil {
-		return m, nil
+		next, at, err := p.nextLeafLocked(d, leaf)
+		if m.Next = at; next == nil {
+			m.Next = noLeaf
+		}
+		return m, err
 	}
 	shared = shared || d.quiet > 0
 	for i, e := range n.e {
@@ -54,19 +63,18 @@ func (p *Pool) mappingLocked(e uint64, shared bool) Mapping {
 }
 
 // Assign maps virtual blocks of a device to data blocks that owner has
-// reserved and written whole. The list is sorted by virtual block. It
-// returns the transaction that will make them durable. Blocks that were
-// mapped there before lose a reference when that transaction is.
-func (p *Pool) Assign(id uint32, owner Owner, list []Assignment) (seq uint64, err error) {
+// reserved and written whole. The list is sorted by virtual block. Blocks
+// that were mapped there before lose a reference when that is durable.
+func (p *Pool) Assign(id uint32, owner Owner, list []Assignment) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	d, err := p.changeLocked(id)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	for _, a := range list {
 		if p.reserved[a.Data] != owner || owner == nil {
-			return 0, errs.New(errs.Failed, "data block %d is not reserved for this user: %w", a.Data, unix.EINVAL)
+			return errs.New(errs.Failed, "data block %d is not reserved for this user: %w", a.Data, unix.EINVAL)
 		}
 	}
 	p.touchLocked(d)
@@ -76,13 +84,13 @@ func (p *Pool) Assign(id uint32, owner Owner, list []Assignment) (seq uint64, er
 		if a.Virtual/LeafBlocks != at {
 			at = a.Virtual / LeafBlocks
 			if leaf, err = p.editLeafLocked(d, at); err != nil {
-				return 0, p.metadataErrorLocked(err)
+				return p.metadataErrorLocked(err)
 			}
 		}
 		delete(p.reserved, a.Data)
 		p.setLocked(d, leaf, a.Virtual, leafEntry(a.Data, id))
 	}
-	return p.open.seq, nil
+	return nil
 }
 
 // changeLocked finds a device whose mappings are to be changed.
@@ -99,42 +107,38 @@ func (p *Pool) changeLocked(id uint32) (*device, error) {
 // unmapLeaves is how many leaves are changed under one hold of the lock.
 const unmapLeaves = 64
 
-// Unmap makes count virtual blocks unmapped and returns the transaction that
-// will make it durable, 0 when nothing was mapped. What is unmapped reads as
-// the external origin, or as zeros. In a read-only pool it does nothing and
-// succeeds, as a discard does in dm-thin.
-func (p *Pool) Unmap(id uint32, from, count uint64) (seq uint64, err error) {
+// Unmap makes count virtual blocks unmapped: they read as the external
+// origin, or as zeros. In a read-only pool it does nothing and succeeds, as a
+// discard does in dm-thin.
+func (p *Pool) Unmap(id uint32, from, count uint64) error {
 	end := from + count
 	for leaf := from / LeafBlocks; ; {
 		p.mu.Lock()
 		if p.mode == ReadOnly {
 			p.mu.Unlock()
-			return seq, nil
+			return nil
 		}
 		d, err := p.changeLocked(id)
 		for i := 0; err == nil && i < unmapLeaves; i++ {
 			var n *node
 			if n, leaf, err = p.nextLeafLocked(d, leaf); n == nil || leaf*LeafBlocks >= end {
 				p.mu.Unlock()
-				return seq, err
+				return err
 			}
-			var changed bool
-			if changed, err = p.unmapLeafLocked(d, n, leaf, from, end); changed {
-				seq = p.open.seq
-			}
+			err = p.unmapLeafLocked(d, n, leaf, from, end)
 			leaf++
 		}
 		if err != nil {
 			err = p.metadataErrorLocked(err)
 			p.mu.Unlock()
-			return seq, err
+			return err
 		}
 		p.mu.Unlock()
 	}
 }
 
 // unmapLeafLocked unmaps what of [from, end) leaf number leaf, which is n, maps.
-func (p *Pool) unmapLeafLocked(d *device, n *node, leaf, from, end uint64) (bool, error) {
+func (p *Pool) unmapLeafLocked(d *device, n *node, leaf, from, end uint64) error {
 	base := leaf * LeafBlocks
 	lo, hi := max(from, base)-base, min(end, base+LeafBlocks)-base
 	any := false
@@ -142,12 +146,12 @@ func (p *Pool) unmapLeafLocked(d *device, n *node, leaf, from, end uint64) (bool
 		any = any || e != 0
 	}
 	if !any {
-		return false, nil
+		return nil
 	}
 	p.touchLocked(d)
 	n, err := p.editLeafLocked(d, leaf)
 	if err != nil {
-		return false, err
+		return err
 	}
 	for i := lo; i < hi; i++ {
 		if n.e[i] != 0 {
@@ -155,9 +159,9 @@ func (p *Pool) unmapLeafLocked(d *device, n *node, leaf, from, end uint64) (bool
 		}
 	}
 	if n.used == 0 {
-		return true, p.pruneLocked(d, leaf)
+		return p.pruneLocked(d, leaf)
 	}
-	return true, nil
+	return nil
 }
 
 // pruneLocked removes the empty leaf number leaf, whose whole path belongs
@@ -189,25 +193,24 @@ func (p *Pool) pruneLocked(d *device, leaf uint64) error {
 
 // SetZero makes count virtual blocks read as zeros without data blocks, also
 // where the device has an external origin.
-func (p *Pool) SetZero(id uint32, from, count uint64) (seq uint64, err error) {
+func (p *Pool) SetZero(id uint32, from, count uint64) error {
 	origin, err := p.originBlocks(id)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	// Where no origin shows, what is unmapped is zeros already.
 	shows := min(from+count, max(origin, from))
 	for v := from; v < shows; {
 		next := min((v/LeafBlocks+1)*LeafBlocks, shows)
-		if seq, err = p.setZeroLeaf(id, v, next); err != nil {
-			return seq, err
+		if err := p.setZeroLeaf(id, v, next); err != nil {
+			return err
 		}
 		v = next
 	}
 	if shows == from+count {
-		return seq, nil
+		return nil
 	}
-	last, err := p.Unmap(id, shows, from+count-shows)
-	return max(seq, last), err
+	return p.Unmap(id, shows, from+count-shows)
 }
 
 // originBlocks is how many blocks of the device its external origin reaches into.
@@ -222,22 +225,22 @@ func (p *Pool) originBlocks(id uint32) (uint64, error) {
 	return uint64((d.rec.Origin.Valid + bs - 1) / bs), nil
 }
 
-func (p *Pool) setZeroLeaf(id uint32, from, to uint64) (uint64, error) {
+func (p *Pool) setZeroLeaf(id uint32, from, to uint64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	d, err := p.changeLocked(id)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	p.touchLocked(d)
 	n, err := p.editLeafLocked(d, from/LeafBlocks)
 	if err != nil {
-		return 0, p.metadataErrorLocked(err)
+		return p.metadataErrorLocked(err)
 	}
 	for v := from; v < to; v++ {
 		p.setLocked(d, n, v, leafEntry(zeroBlock, id))
 	}
-	return p.open.seq, nil
+	return nil
 }
 
 // Trace says which data block answers for a virtual block and which device

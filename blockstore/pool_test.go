@@ -24,7 +24,7 @@ func TestFirst(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, g, 3)
 	require.True(t, g[0].Zero)
-	_, err = p.Assign(0, o, []Assignment{{7, g[0].Block}, {300, g[1].Block}})
+	err = p.Assign(0, o, []Assignment{{7, g[0].Block}, {300, g[1].Block}})
 	require.NoError(t, err)
 	require.NoError(t, p.Message("create_snap 1 0"))
 	require.NoError(t, p.Audit())

@@ -1,0 +1,112 @@
+package volume
+
+// Discard unmaps the whole blocks within the range and leaves the rest
+// alone, as dm-thin does. What it discards reads as zeros, or as the
+// external origin.
+func (v *Volume) Discard(off, length int64) error {
+	n, err := v.clip(off, length)
+	if err != nil {
+		return err
+	}
+	from, to := v.whole(off, off+n)
+	return v.remove(from, to, v.svc.Unmap)
+}
+
+// whole is the range of blocks that lie wholly in [off, end); the device's
+// last block is whole when it is covered up to the device's end.
+func (v *Volume) whole(off, end int64) (from, to uint64) {
+	from, to = uint64((off+v.bs-1)/v.bs), uint64(end/v.bs)
+	if end == v.Size() {
+		to = uint64((end + v.bs - 1) / v.bs)
+	}
+	return from, max(from, to)
+}
+
+// remove takes the mappings of the blocks away, with the pool's call tell.
+func (v *Volume) remove(from, to uint64, tell func(id uint32, from, count uint64) error) error {
+	if from >= to {
+		return nil
+	}
+	v.claims.take(from, to)
+	defer v.claims.drop(from)
+	v.pushing.Lock()
+	defer v.pushing.Unlock()
+	if err := v.pushLocked(false); err != nil {
+		return err
+	}
+	// With io in hand nothing reads or writes by a mapping that goes.
+	v.io.Lock()
+	defer v.io.Unlock()
+	err := tell(v.id, from, to-from)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.changes++
+	v.maps.forget(from/leafBlocks, (to+leafBlocks-1)/leafBlocks)
+	return err
+}
+
+// Zero makes the range read as zeros. Whole blocks are unmapped when
+// mayUnmap is set; otherwise they get data blocks of zeros, so that writing
+// to them later needs no space.
+func (v *Volume) Zero(off, length int64, mayUnmap bool) error {
+	n, err := v.clip(off, length)
+	if err != nil {
+		return err
+	}
+	if !mayUnmap {
+		return v.writeZeros(off, n)
+	}
+	from, to := v.whole(off, off+n)
+	start, end := int64(from)*v.bs, min(int64(to)*v.bs, off+n)
+	if from >= to {
+		return v.zeroEdges(off, off+n)
+	}
+	if err := v.zeroEdges(off, start); err != nil {
+		return err
+	}
+	if err := v.remove(from, to, v.svc.SetZero); err != nil {
+		return err
+	}
+	return v.zeroEdges(end, off+n)
+}
+
+// zeroEdges zeroes parts of blocks, but not those that read as zeros anyway.
+func (v *Volume) zeroEdges(off, end int64) error {
+	for off < end {
+		next := min(end, (off/v.bs+1)*v.bs)
+		m, err := v.lookup(uint64(off / v.bs))
+		if err != nil {
+			return err
+		}
+		if m.HasData() || !m.Zero() && off < v.originEnd() {
+			if err := v.writeZeros(off, next-off); err != nil {
+				return err
+			}
+		}
+		off = next
+	}
+	return nil
+}
+
+// originEnd is where the external origin ends to show through.
+func (v *Volume) originEnd() int64 {
+	if v.origin == nil {
+		return 0
+	}
+	v.io.RLock()
+	defer v.io.RUnlock()
+	return v.origin.valid
+}
+
+var zeros = make([]byte, pieceSize)
+
+func (v *Volume) writeZeros(off, n int64) error {
+	for n > 0 {
+		k, err := v.WriteAt(zeros[:min(n, pieceSize)], off)
+		if err != nil {
+			return err
+		}
+		off, n = off+int64(k), n-int64(k)
+	}
+	return nil
+}
