@@ -241,6 +241,16 @@ func (p *Pool) Changed(id uint32) (seq uint64, err error) {
 	return d.seq, nil
 }
 
+// Seq returns the last transaction that changed the device.
+func (p *Pool) Seq(id uint32) uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if d := p.devs[id]; d != nil {
+		return d.seq
+	}
+	return 0
+}
+
 // DataFailed is how a user of the data file reports that syncing it failed
 // for him: the kernel may have told nobody else.
 func (p *Pool) DataFailed(err error) {

@@ -27,7 +27,7 @@ type device struct {
 type Owner interface {
 	// Settle has the owner assign all blocks that it has written, and forget
 	// that any mapping of the device is exclusive, after its running writes.
-	Settle(id uint32)
+	Settle(id uint32) error
 	// Drop says that all mappings of the device may have changed.
 	Drop(id uint32)
 	// GiveBack has the owner return reserved blocks that it has not written.
@@ -121,8 +121,12 @@ func (p *Pool) quiesce(spec NewDevice) (release func(), err error) {
 	origin.quiet++
 	if owner != nil {
 		p.mu.Unlock()
-		owner.Settle(id)
+		err = owner.Settle(id)
 		p.mu.Lock()
+	}
+	if err != nil {
+		origin.quiet--
+		return func() {}, fmt.Errorf("thin device %q: %w", origin.rec.Name, err)
 	}
 	return func() {
 		p.mu.Lock()
@@ -324,6 +328,17 @@ func (p *Pool) Release(id uint32, owner Owner) {
 	if d := p.devs[id]; d != nil && d.owner == owner {
 		d.owner = nil
 	}
+}
+
+// NameOf returns what the device with the id is called, or nothing when it
+// has been deleted.
+func (p *Pool) NameOf(id uint32) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if d := p.devs[id]; d != nil {
+		return d.rec.Name
+	}
+	return ""
 }
 
 // Device returns what is known of a device, by name.

@@ -190,3 +190,10 @@ func (p *Pool) waitPunched() {
 func (p *Pool) waitReclaimed() {
 	p.wait(func() bool { return len(p.reclaim) == 0 })
 }
+
+// Idle reports whether nothing is left to be done in the background.
+func (p *Pool) Idle() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.reclaim) == 0 && p.punch.n == 0 && p.punching[1] == 0
+}

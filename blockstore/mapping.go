@@ -266,18 +266,29 @@ func (p *Pool) Trace(name string, v uint64) (block uint64, owner uint32, ok bool
 	return entryBlock(e), entryOwner(e), true, nil
 }
 
-// ReadDevice reads of a device that the caller does not own. A block that is
-// freed meanwhile is not given to anybody before the read has ended.
-func (p *Pool) ReadDevice(id uint32, v uint64, buf []byte, off int64) (Mapping, error) {
+// View calls read, which looks mappings up and reads their blocks without
+// owning the device. A block that is freed meanwhile is given to nobody
+// before read returns.
+func (p *Pool) View(read func() error) error {
 	p.reading.RLock()
 	defer p.reading.RUnlock()
-	leaf, err := p.Leaf(id, v/LeafBlocks)
+	return read()
+}
+
+// SettleDevice has the owner of a device, if there is one, assign all that
+// it has written.
+func (p *Pool) SettleDevice(name string) (DeviceInfo, error) {
+	p.mu.Lock()
+	d, err := p.byNameLocked(name)
 	if err != nil {
-		return 0, err
+		p.mu.Unlock()
+		return DeviceInfo{}, err
 	}
-	m := leaf.Entries[v%LeafBlocks]
-	if m.HasData() {
-		_, err = p.data.ReadAt(buf, int64(m.Block())*p.blockSize+off)
+	info, err := p.infoLocked(d)
+	owner := d.owner
+	p.mu.Unlock()
+	if err == nil && owner != nil {
+		err = owner.Settle(info.ID)
 	}
-	return m, err
+	return info, err
 }

@@ -48,10 +48,11 @@ func newHost(p *blockstore.Pool) *host {
 	return h
 }
 
-func (h *host) Settle(id uint32) {
+func (h *host) Settle(id uint32) error {
 	if v := h.open[id]; v != nil {
-		v.Settle()
+		return v.Settle()
 	}
+	return nil
 }
 
 func (h *host) Drop(id uint32) {}

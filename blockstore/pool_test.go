@@ -9,9 +9,9 @@ import (
 
 type nobody struct{}
 
-func (nobody) Settle(uint32) {}
-func (nobody) Drop(uint32)   {}
-func (nobody) GiveBack()     {}
+func (nobody) Settle(uint32) error { return nil }
+func (nobody) Drop(uint32)         {}
+func (nobody) GiveBack()           {}
 
 func TestFirst(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "p")

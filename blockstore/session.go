@@ -24,9 +24,9 @@ func (p *Pool) NewSession(hook Owner) *Session {
 }
 
 // Settle, Drop and GiveBack make a session the Owner of its devices.
-func (s *Session) Settle(id uint32) { s.hook.Settle(id) }
-func (s *Session) Drop(id uint32)   { s.hook.Drop(id) }
-func (s *Session) GiveBack()        { s.hook.GiveBack() }
+func (s *Session) Settle(id uint32) error { return s.hook.Settle(id) }
+func (s *Session) Drop(id uint32)         { s.hook.Drop(id) }
+func (s *Session) GiveBack()              { s.hook.GiveBack() }
 
 // Open acquires a device.
 func (s *Session) Open(name string) (DeviceInfo, error) {
@@ -147,6 +147,10 @@ func (s *Session) Flush(id uint32, list []Assignment) error {
 	}
 	return s.p.Flush(seq)
 }
+
+// Seq is the last transaction that changed the device. It is never 0: what
+// has not changed since the pool was opened is durable with any.
+func (s *Session) Seq(id uint32) uint64 { return max(1, s.p.Seq(id)) }
 
 // Data is the pool's data file.
 func (s *Session) Data() DataFile { return s.p.data }

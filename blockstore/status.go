@@ -133,3 +133,19 @@ func (p *Pool) Wait(ctx context.Context, e Event) error {
 		}
 	}
 }
+
+// Watch calls tell with Durable and Freed now and after every change of the
+// pool's state, until ctx ends.
+func (p *Pool) Watch(ctx context.Context, tell func(durable, freed uint64)) {
+	for {
+		p.mu.Lock()
+		durable, freed, ch := p.durable, p.freed, p.changed
+		p.mu.Unlock()
+		tell(durable, freed)
+		select {
+		case <-ch:
+		case <-ctx.Done():
+			return
+		}
+	}
+}

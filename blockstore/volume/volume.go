@@ -195,7 +195,7 @@ func (v *Volume) fail(err error) {
 
 // Settle is blockstore.Owner's: everything written is assigned, and nothing
 // is known to be exclusive.
-func (v *Volume) Settle() {
+func (v *Volume) Settle() error {
 	v.pushing.Lock()
 	defer v.pushing.Unlock()
 	v.io.Lock()
@@ -204,12 +204,10 @@ func (v *Volume) Settle() {
 	if err == nil {
 		err = v.send(list, false)
 	}
-	if err != nil {
-		v.fail(err)
-	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.maps.clear()
+	return err
 }
 
 // Drop is blockstore.Owner's: the pool has gone back to its last commit.
@@ -253,10 +251,15 @@ func (v *Volume) Close() error {
 	v.mu.Unlock()
 	err := v.push(true)
 	v.GiveBack()
+	v.Abandon()
+	return err
+}
+
+// Abandon lets go of a volume that was only read.
+func (v *Volume) Abandon() {
 	if v.origin != nil {
 		v.origin.close()
 	}
-	return err
 }
 
 // Resize sets the size in bytes. What a smaller size cuts off reads as zeros

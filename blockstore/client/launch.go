@@ -1,0 +1,120 @@
+package client
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/layerfs/layerfs/blockstore/server"
+	"github.com/layerfs/layerfs/blockstore/wire"
+	"github.com/layerfs/layerfs/internal/errs"
+)
+
+// launcher starts pool processes.
+type launcher struct{ program []string }
+
+// reportFD is where a pool process says that it is ready, with an empty
+// report, or what is wrong, as wire.EncodeError does.
+const reportFD = 3
+
+// start runs the pool process of dir and returns when it serves.
+func (l launcher) start(dir string) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	var stderr bytes.Buffer
+	cmd := exec.Command(l.program[0], append(l.program[1:len(l.program):len(l.program)], dir)...)
+	cmd.Dir = "/"
+	cmd.ExtraFiles = []*os.File{w} // becomes reportFD
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	errR, errW, err := os.Pipe()
+	if err != nil {
+		w.Close()
+		return err
+	}
+	defer errR.Close()
+	cmd.Stderr = errW
+	err = cmd.Start()
+	w.Close()
+	errW.Close()
+	if err != nil {
+		return fmt.Errorf("starting the pool process: %w", err)
+	}
+	go func() { _ = cmd.Wait() }() // it says what it has to say through the pipe
+	report, err := io.ReadAll(r)
+	if err == nil && len(report) == 1 {
+		return nil
+	}
+	_, _ = io.Copy(&stderr, io.LimitReader(errR, 64<<10))
+	if len(report) > 1 {
+		return wire.DecodeError(report)
+	}
+	return errs.New(errs.Corrupt, "the pool process died while it opened %s (`layerfs pool check` may tell more): %s", dir, firstLine(stderr.String()))
+}
+
+// Report is what the pool process calls to tell its launcher how it went.
+func Report(err error) {
+	f := os.NewFile(reportFD, "report")
+	if f == nil {
+		return
+	}
+	if err != nil {
+		_, _ = f.Write(wire.EncodeError(err))
+	} else {
+		_, _ = f.Write([]byte{'\n'})
+	}
+	f.Close()
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(strings.TrimSpace(s), "\n")
+	return line
+}
+
+// dial connects to the process of the pool that dir is the directory of, by
+// way of /proc, because the path may be longer than a socket's name.
+func dial(dir *os.File) (*net.UnixConn, error) {
+	name := fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), server.SocketName)
+	return net.DialUnix("unix", nil, &net.UnixAddr{Name: name, Net: "unix"})
+}
+
+// reach returns a connection on which the greeting has passed, and the
+// descriptor that came with it.
+func (l launcher) reach(dir *os.File, path string) (*net.UnixConn, int, error) {
+	var last error
+	for try := range 20 {
+		sock, err := dial(dir)
+		if err == nil {
+			var fd int
+			if fd, err = wire.Greeted(sock); err == nil {
+				return sock, fd, nil
+			}
+			sock.Close()
+			if errs.Of(err) == errs.Busy {
+				return nil, -1, err
+			}
+		}
+		last = err
+		absent := errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED)
+		if !absent {
+			// It was about to end.
+			time.Sleep(time.Duration(try+1) * 5 * time.Millisecond)
+			continue
+		}
+		if err := l.start(path); err != nil {
+			return nil, -1, err
+		}
+	}
+	return nil, -1, fmt.Errorf("pool %s: its process cannot be reached: %w", path, last)
+}

@@ -1,0 +1,252 @@
+package client
+
+import (
+	"context"
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/layerfs/layerfs/blockstore"
+	"github.com/layerfs/layerfs/blockstore/volume"
+	"github.com/layerfs/layerfs/blockstore/wire"
+)
+
+// Volume opens a device. origin is its external origin when the caller has
+// that open already, else nil.
+func (c *Client) Volume(name string, origin volume.ReaderAt) (*Device, error) {
+	if err := c.takeLock(); err != nil {
+		return nil, err
+	}
+	var info blockstore.DeviceInfo
+	if err := c.call(context.Background(), wire.CallOpen, name, &info); err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	w := c.welcome
+	_, open := c.volumes[info.ID]
+	c.mu.Unlock()
+	if open {
+		return nil, errors.Join(errors.New("the device is open in this process"), unix.EBUSY)
+	}
+	v, err := volume.New((*service)(c), volume.Config{ID: info.ID, Size: info.Size, BlockSize: w.BlockSize,
+		SkipZeroing: w.SkipZeroing, Origin: info.Origin, OriginFile: origin})
+	if err != nil {
+		_ = c.call(context.Background(), wire.CallClose, info.ID, nil)
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.volumes[info.ID], c.names[info.ID] = v, name
+	return &Device{Volume: v, c: c, id: info.ID}, nil
+}
+
+// Device is a volume that lets go of its device when it is closed.
+type Device struct {
+	*volume.Volume
+	c  *Client
+	id uint32
+}
+
+// ID is the device's id in the pool.
+func (d *Device) ID() uint32 { return d.id }
+
+// Close makes the device durable and lets go of it.
+func (d *Device) Close() error { return d.c.closeVolume(d.id) }
+
+func (c *Client) closeVolume(id uint32) error {
+	c.mu.Lock()
+	v := c.volumes[id]
+	c.mu.Unlock()
+	if v == nil {
+		return nil
+	}
+	err := v.Close()
+	if e := c.call(context.Background(), wire.CallClose, id, nil); err == nil {
+		err = e
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.volumes, id)
+	delete(c.names, id)
+	return err
+}
+
+// service is the client as its volumes see it.
+type service Client
+
+func (s *service) client() *Client { return (*Client)(s) }
+
+func (s *service) Data() blockstore.DataFile { return s.data }
+
+func (s *service) Freed() uint64 { return s.freed.Load() }
+
+func (s *service) Leaf(id uint32, leaf uint64) (*blockstore.LeafMap, error) {
+	body, err := s.client().do(context.Background(), wire.Leaf, wire.Words(uint64(id), leaf))
+	if err != nil {
+		return nil, err
+	}
+	return wire.ParseLeaf(body)
+}
+
+func (s *service) Reserve(ctx context.Context, n int) ([]blockstore.Grant, error) {
+	for {
+		conn, err := s.current()
+		if err != nil {
+			return nil, err
+		}
+		body, err := s.once(ctx, conn, wire.Reserve, wire.Words(uint64(n)))
+		if errors.Is(err, errGone) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		grants, err := wire.ParseGrants(body)
+		s.journal.reserve(grants)
+		if err != nil || conn.alive() {
+			return grants, err
+		}
+		// The next process may or may not have been told of them in time.
+		s.Return(blocksOf(grants))
+	}
+}
+
+func blocksOf(grants []blockstore.Grant) []uint64 {
+	out := make([]uint64, len(grants))
+	for i, g := range grants {
+		out[i] = g.Block
+	}
+	return out
+}
+
+func (s *service) Return(blocks []uint64) {
+	s.journal.unreserve(blocks)
+	_, _ = s.client().do(context.Background(), wire.Return, wire.Words(blocks...)) // a new process knows of none
+}
+
+func (s *service) Assign(id uint32, list []blockstore.Assignment) error {
+	return s.change(&entry{kind: wire.Assign, id: id, list: list}, wire.AssignBody(id, list))
+}
+
+func (s *service) Unmap(id uint32, from, count uint64) error {
+	return s.change(&entry{kind: wire.Unmap, id: id, from: from, count: count}, wire.Words(uint64(id), from, count))
+}
+
+func (s *service) SetZero(id uint32, from, count uint64) error {
+	return s.change(&entry{kind: wire.SetZero, id: id, from: from, count: count}, wire.Words(uint64(id), from, count))
+}
+
+// change sends a change of mappings and keeps it until it is durable. When
+// the process dies meanwhile, the journal may have told the next one of it.
+func (s *service) change(e *entry, body []byte) error {
+	conn, err := s.current()
+	if err != nil {
+		return err
+	}
+	s.journal.begin(e)
+	for {
+		answer, err := s.once(context.Background(), conn, e.kind, body)
+		if errors.Is(err, errGone) {
+			// First the connection, then the question: what the journal tells
+			// after that is told because this connection is dead as well.
+			if conn, err = s.current(); err == nil && !s.journal.told(e) {
+				continue
+			}
+			if err == nil {
+				return nil
+			}
+		}
+		var w []uint64
+		if err == nil {
+			w, err = wire.ParseWords(answer, 1)
+		}
+		if err != nil {
+			s.journal.drop(e)
+			return err
+		}
+		s.journal.answered(e, w[0])
+		return nil
+	}
+}
+
+// current is the connection in use.
+func (s *service) current() (*conn, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.conn, s.dead
+}
+
+// once makes a request; errGone says that the process died meanwhile and a
+// new one has been told what is in the journal.
+func (s *service) once(ctx context.Context, conn *conn, kind wire.Kind, body []byte) ([]byte, error) {
+	answer, err := conn.roundTrip(ctx, kind, body)
+	if errors.Is(err, errGone) {
+		if failed := s.client().reconnect(conn); failed != nil {
+			return nil, failed
+		}
+	}
+	return answer, err
+}
+
+func (s *service) Resize(id uint32, size int64) error {
+	return s.client().call(context.Background(), wire.CallResize, wire.ResizeArgs{ID: id, Size: size}, nil)
+}
+
+// Flush asks the pool process only if it must commit something; what is
+// mapped durably needs nothing but the data file synced.
+func (s *service) Flush(id uint32, list []blockstore.Assignment) error {
+	pending := s.journal.of(id)
+	if len(list) == 0 && len(pending) == 0 {
+		return s.syncData()
+	}
+	conn, err := s.current()
+	if err != nil {
+		return err
+	}
+	e := &entry{kind: wire.Assign, id: id, list: list}
+	if len(list) > 0 {
+		s.journal.begin(e)
+		pending = append(pending, e)
+	}
+	for {
+		_, err := s.once(context.Background(), conn, wire.Flush, wire.AssignBody(id, list))
+		if errors.Is(err, errGone) {
+			if conn, err = s.current(); err == nil {
+				if s.journal.told(e) {
+					list = nil
+				}
+				continue
+			}
+		}
+		if err != nil {
+			s.settleFailed(e, list)
+			return err
+		}
+		for _, e := range pending {
+			s.journal.drop(e)
+		}
+		return nil
+	}
+}
+
+// settleFailed finds out whether a flush that failed has assigned its list:
+// adopting what is assigned already changes nothing.
+func (s *service) settleFailed(e *entry, list []blockstore.Assignment) {
+	if len(list) == 0 {
+		return
+	}
+	answer, err := s.client().do(context.Background(), wire.Adopt, wire.AssignBody(e.id, list))
+	if err != nil {
+		s.journal.drop(e)
+	} else if w, err := wire.ParseWords(answer, 1); err == nil && w[0] != 0 {
+		s.journal.answered(e, w[0])
+	}
+}
+
+func (s *service) syncData() error {
+	err := s.data.Sync()
+	if err != nil {
+		_, _ = s.client().do(context.Background(), wire.DataFailed, wire.EncodeError(err))
+	}
+	return err
+}

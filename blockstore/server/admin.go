@@ -1,0 +1,147 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/layerfs/layerfs/blockstore"
+	"github.com/layerfs/layerfs/blockstore/volume"
+	"github.com/layerfs/layerfs/blockstore/wire"
+	"github.com/layerfs/layerfs/internal/errs"
+)
+
+// admin carries out a call that is not about blocks.
+func (c *conn) admin(ctx context.Context, body []byte) ([]byte, error) {
+	var call wire.Call
+	if err := json.Unmarshal(body, &call); err != nil {
+		return nil, badRequest(err)
+	}
+	run, ok := calls[call.Name]
+	if !ok {
+		return nil, errs.New(errs.Usage, "the pool process knows no call %q", call.Name)
+	}
+	result, err := run(ctx, c, call.Args)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(result)
+}
+
+type caller func(ctx context.Context, c *conn, args json.RawMessage) (any, error)
+
+// with makes a caller of a function with one typed argument.
+func with[A any](run func(ctx context.Context, c *conn, a A) (any, error)) caller {
+	return func(ctx context.Context, c *conn, args json.RawMessage) (any, error) {
+		var a A
+		if err := json.Unmarshal(args, &a); err != nil {
+			return nil, badRequest(err)
+		}
+		return run(ctx, c, a)
+	}
+}
+
+var calls = map[string]caller{
+	wire.CallHello:     with(hello),
+	wire.CallRecovered: func(_ context.Context, c *conn, _ json.RawMessage) (any, error) { c.s.back(c.lock); return nil, nil },
+	wire.CallStatus:    func(_ context.Context, c *conn, _ json.RawMessage) (any, error) { return c.s.pool.Status(), nil },
+	wire.CallDevices:   func(_ context.Context, c *conn, _ json.RawMessage) (any, error) { return c.s.pool.Devices() },
+	wire.CallDevice:    with(func(_ context.Context, c *conn, name string) (any, error) { return c.s.pool.Device(name) }),
+	wire.CallOpen:      with(func(_ context.Context, c *conn, name string) (any, error) { return c.session.Open(name) }),
+	wire.CallClose: with(func(_ context.Context, c *conn, id uint32) (any, error) {
+		c.session.Release(id)
+		return nil, nil
+	}),
+	wire.CallCreate: with(func(_ context.Context, c *conn, d blockstore.NewDevice) (any, error) {
+		return c.s.pool.CreateDevice(d)
+	}),
+	wire.CallDelete: with(func(_ context.Context, c *conn, id uint32) (any, error) {
+		return nil, c.s.pool.DeleteDevice(id)
+	}),
+	wire.CallResize: with(func(_ context.Context, c *conn, a wire.ResizeArgs) (any, error) {
+		return nil, c.session.Resize(a.ID, a.Size)
+	}),
+	wire.CallMessage: with(func(_ context.Context, c *conn, m string) (any, error) { return nil, c.s.pool.Message(m) }),
+	wire.CallGrow:    with(func(_ context.Context, c *conn, size int64) (any, error) { return nil, c.s.pool.Resize(size) }),
+	wire.CallTrim: func(ctx context.Context, c *conn, _ json.RawMessage) (any, error) {
+		if err := c.s.awaitSettled(ctx); err != nil {
+			return nil, err
+		}
+		return nil, c.s.pool.Trim()
+	},
+	wire.CallWait: with(func(ctx context.Context, c *conn, e blockstore.Event) (any, error) {
+		return nil, c.s.pool.Wait(ctx, e)
+	}),
+	wire.CallTrace:    with(trace),
+	wire.CallRead:     with(read),
+	wire.CallShutdown: func(_ context.Context, c *conn, _ json.RawMessage) (any, error) { return nil, c.s.shutdown() },
+}
+
+func hello(_ context.Context, c *conn, h wire.Hello) (any, error) {
+	c.lock = h.Lock
+	st := c.s.pool.Status()
+	return wire.Welcome{UUID: st.UUID, BlockSize: st.BlockSize, SkipZeroing: st.Options.SkipZeroing,
+		Start: c.s.start, Freed: c.s.pool.Freed(), PID: os.Getpid()}, nil
+}
+
+func trace(_ context.Context, c *conn, a wire.TraceArgs) (any, error) {
+	if _, err := c.s.pool.SettleDevice(a.Device); err != nil {
+		return nil, err
+	}
+	block, owner, ok, err := c.s.pool.Trace(a.Device, a.Block)
+	r := wire.TraceResult{Mapped: ok, Block: block, Owner: owner}
+	if ok {
+		r.Name = c.s.pool.NameOf(owner)
+	}
+	return r, err
+}
+
+// read reads of a device that may be open elsewhere.
+func read(_ context.Context, c *conn, a wire.ReadArgs) (any, error) {
+	if a.Length < 0 || a.Length > 1<<20 {
+		return nil, errs.New(errs.Usage, "a read of %d bytes: at most a mebibyte is allowed", a.Length)
+	}
+	info, err := c.s.pool.SettleDevice(a.Device)
+	if err != nil {
+		return nil, err
+	}
+	st := c.s.pool.Status()
+	buf := make([]byte, a.Length)
+	err = c.s.pool.View(func() error {
+		v, err := volume.New(c.session, volume.Config{ID: info.ID, Size: info.Size, BlockSize: st.BlockSize, Origin: info.Origin})
+		if err != nil {
+			return err
+		}
+		defer v.Abandon()
+		n, err := v.ReadAt(buf, a.Offset)
+		buf = buf[:n]
+		if err == io.EOF {
+			err = nil
+		}
+		return err
+	})
+	return buf, err
+}
+
+// shutdown ends the process, unless a device is open.
+func (s *server) shutdown() error {
+	devices, err := s.pool.Devices()
+	if err != nil {
+		return err
+	}
+	for _, d := range devices {
+		if d.Active {
+			return errs.New(errs.Busy, "thin device %q is in use: %w", d.Name, unix.EBUSY)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.ending {
+		s.ending = true
+		close(s.stopped)
+	}
+	return nil
+}
