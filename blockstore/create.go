@@ -33,6 +33,11 @@ func Create(dir string, o Options) (err error) {
 			clean(dir, made)
 		}
 	}()
+	if o.Small {
+		if err := os.WriteFile(filepath.Join(dir, smallName), nil, 0o600); err != nil {
+			return err
+		}
+	}
 	f, err := os.OpenFile(filepath.Join(dir, dataName), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
@@ -88,6 +93,9 @@ func openIndex(dir string, small bool) (*badgerIndex, error) {
 
 // Open opens the pool in dir. The caller sees to it that nobody else does.
 func Open(dir string) (*Pool, error) {
+	if err := finishRestore(dir); err != nil {
+		return nil, err
+	}
 	if _, err := os.Lstat(filepath.Join(dir, indexName)); os.IsNotExist(err) {
 		return nil, errs.New(errs.NotFound, "%s is not a pool: it has no index", dir)
 	}
@@ -146,7 +154,7 @@ func clean(dir string, all bool) {
 		_ = os.RemoveAll(dir)
 		return
 	}
-	for _, name := range []string{dataName, indexName, ballastName, smallName} {
+	for _, name := range []string{dataName, indexName, newIndexName, ballastName, smallName} {
 		_ = os.RemoveAll(filepath.Join(dir, name))
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -186,6 +187,29 @@ func (c *Client) Trace(device string, block uint64) (r wire.TraceResult, err err
 func (c *Client) ReadAt(device string, off int64, length int) (data []byte, err error) {
 	err = c.call(context.Background(), wire.CallRead, wire.ReadArgs{Device: device, Offset: off, Length: length}, &data)
 	return data, err
+}
+
+// Delta compares the mappings of two devices.
+func (c *Client) Delta(left, right string) (d []blockstore.Difference, err error) {
+	err = c.call(context.Background(), wire.CallDelta, [2]string{left, right}, &d)
+	return d, err
+}
+
+// Dump writes the pool's metadata as thin_dump's XML, and the sidecar beside
+// the data file. With export the pool takes no writes any more.
+func (c *Client) Dump(w io.Writer, export bool) error {
+	var name string
+	if err := c.call(context.Background(), wire.CallDump, export, &name); err != nil {
+		return err
+	}
+	f, err := os.Open(filepath.Join(c.path, filepath.Base(name)))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_ = os.Remove(f.Name()) // the next pool process would
+	_, err = io.Copy(w, f)
+	return err
 }
 
 // Shutdown ends the pool's process, EBUSY while a device is open, and takes

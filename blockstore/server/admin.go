@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"io"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -77,6 +78,8 @@ var calls = map[string]caller{
 	}),
 	wire.CallTrace:    with(trace),
 	wire.CallRead:     with(read),
+	wire.CallDelta:    with(func(_ context.Context, c *conn, d [2]string) (any, error) { return delta(c, d) }),
+	wire.CallDump:     with(func(_ context.Context, c *conn, export bool) (any, error) { return c.s.dump(export) }),
 	wire.CallShutdown: func(_ context.Context, c *conn, _ json.RawMessage) (any, error) { return nil, c.s.shutdown() },
 }
 
@@ -124,6 +127,48 @@ func read(_ context.Context, c *conn, a wire.ReadArgs) (any, error) {
 		return err
 	})
 	return buf, err
+}
+
+func delta(c *conn, names [2]string) (any, error) {
+	for _, name := range names {
+		if _, err := c.s.pool.SettleDevice(name); err != nil {
+			return nil, err
+		}
+	}
+	return c.s.pool.Delta(names[0], names[1])
+}
+
+// dump writes the metadata to a file that the client reads and removes, and
+// the sidecar beside the data file.
+func (s *server) dump(export bool) (any, error) {
+	devices, err := s.pool.Devices()
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range devices {
+		if _, err := s.pool.SettleDevice(d.Name); err != nil {
+			return nil, err
+		}
+	}
+	if export {
+		if err := s.pool.SetExported(); err != nil {
+			return nil, err
+		}
+	}
+	f, err := os.CreateTemp(".", DumpPrefix)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	side, err := s.pool.Dump(f)
+	if err == nil {
+		err = blockstore.WriteSidecar(side)
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+		return nil, err
+	}
+	return filepath.Base(f.Name()), nil
 }
 
 // shutdown ends the process, unless a device is open.

@@ -21,6 +21,7 @@ const (
 	SocketName   = "socket"
 	LockName     = "lock"
 	ClientPrefix = "client-"
+	DumpPrefix   = "dump-" // metadata on its way to a client
 )
 
 const (
@@ -88,6 +89,7 @@ func start(dir string) (s *server, unlock func(), err error) {
 		s.pool.Close()
 		return nil, nil, err
 	}
+	removeDumps()
 	s.absent = liveClients(".")
 	go s.awaitClients()
 	return s, unlock, nil
@@ -164,10 +166,23 @@ func liveClients(dir string) map[string]struct{} {
 	return live
 }
 
+// removeDumps removes what clients that died did not.
+func removeDumps() {
+	names, _ := filepath.Glob(DumpPrefix + "*")
+	for _, name := range names {
+		_ = os.Remove(name)
+	}
+}
+
 // awaitClients closes settled when every client of a former process has
 // come back or gone, or has taken too long.
 func (s *server) awaitClients() {
-	defer close(s.settled)
+	defer func() {
+		s.mu.Lock()
+		clear(s.absent)
+		s.mu.Unlock()
+		close(s.settled)
+	}()
 	for end := time.Now().Add(returnTime); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		s.mu.Lock()
 		n := len(s.absent)
