@@ -381,3 +381,32 @@ func (b *builder) finish() error {
 	sb := superblock{Options: o, Blocks: b.sb.DataBlocks, NextNode: b.next, NextDevice: b.maxID + 1, Txid: b.sb.Transaction}
 	return format(b.idx, sb, func(idx index) error { return idx.commit(nil, b.records) })
 }
+
+// DockerDevices reads the names and sizes that Docker's devicemapper driver
+// kept in a directory beside its loop files, one JSON file for each device.
+// A directory that does not exist is empty.
+func DockerDevices(dir string) ([]SidecarDevice, error) {
+	entries, err := os.ReadDir(dir)
+	if os.IsNotExist(err) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	var out []SidecarDevice
+	for _, e := range entries {
+		raw, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err != nil {
+			return nil, err
+		}
+		var d struct {
+			ID   *uint32 `json:"device_id"`
+			Size int64   `json:"size"`
+		}
+		if json.Unmarshal(raw, &d) != nil || d.ID == nil || d.Size <= 0 {
+			continue // the driver's own state lies there too
+		}
+		name := e.Name()
+		out = append(out, SidecarDevice{ID: *d.ID, Name: name, Size: d.Size})
+	}
+	return out, nil
+}

@@ -304,5 +304,5 @@ func (v *Volume) cutTail(from, to int64) error {
 	if err != nil || !m.HasData() && v.origin == nil {
 		return err
 	}
-	return v.writeZeros(from, to-from)
+	return v.writeZeros(context.Background(), from, to-from)
 }

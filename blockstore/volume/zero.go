@@ -1,5 +1,7 @@
 package volume
 
+import "context"
+
 // Discard unmaps the whole blocks within the range and leaves the rest
 // alone, as dm-thin does. What it discards reads as zeros, or as the
 // external origin.
@@ -49,29 +51,34 @@ func (v *Volume) remove(from, to uint64, tell func(id uint32, from, count uint64
 // mayUnmap is set; otherwise they get data blocks of zeros, so that writing
 // to them later needs no space.
 func (v *Volume) Zero(off, length int64, mayUnmap bool) error {
+	return v.ZeroContext(context.Background(), off, length, mayUnmap)
+}
+
+// ZeroContext is Zero; ctx ends waiting for space, with EINTR.
+func (v *Volume) ZeroContext(ctx context.Context, off, length int64, mayUnmap bool) error {
 	n, err := v.clip(off, length)
 	if err != nil {
 		return err
 	}
 	if !mayUnmap {
-		return v.writeZeros(off, n)
+		return v.writeZeros(ctx, off, n)
 	}
 	from, to := v.whole(off, off+n)
 	start, end := int64(from)*v.bs, min(int64(to)*v.bs, off+n)
 	if from >= to {
-		return v.zeroEdges(off, off+n)
+		return v.zeroEdges(ctx, off, off+n)
 	}
-	if err := v.zeroEdges(off, start); err != nil {
+	if err := v.zeroEdges(ctx, off, start); err != nil {
 		return err
 	}
 	if err := v.remove(from, to, v.svc.SetZero); err != nil {
 		return err
 	}
-	return v.zeroEdges(end, off+n)
+	return v.zeroEdges(ctx, end, off+n)
 }
 
 // zeroEdges zeroes parts of blocks, but not those that read as zeros anyway.
-func (v *Volume) zeroEdges(off, end int64) error {
+func (v *Volume) zeroEdges(ctx context.Context, off, end int64) error {
 	for off < end {
 		next := min(end, (off/v.bs+1)*v.bs)
 		m, err := v.lookup(uint64(off / v.bs))
@@ -79,7 +86,7 @@ func (v *Volume) zeroEdges(off, end int64) error {
 			return err
 		}
 		if m.HasData() || !m.Zero() && off < v.originEnd() {
-			if err := v.writeZeros(off, next-off); err != nil {
+			if err := v.writeZeros(ctx, off, next-off); err != nil {
 				return err
 			}
 		}
@@ -100,9 +107,9 @@ func (v *Volume) originEnd() int64 {
 
 var zeros = make([]byte, pieceSize)
 
-func (v *Volume) writeZeros(off, n int64) error {
+func (v *Volume) writeZeros(ctx context.Context, off, n int64) error {
 	for n > 0 {
-		k, err := v.WriteAt(zeros[:min(n, pieceSize)], off)
+		k, err := v.WriteContext(ctx, zeros[:min(n, pieceSize)], off)
 		if err != nil {
 			return err
 		}

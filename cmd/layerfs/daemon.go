@@ -41,17 +41,23 @@ func (inv *invocation) run() error {
 		return err
 	}
 	inv.mountpoint = mountpoint
+	return runMount(mountpoint, inv.foreground, inv.serve)
+}
+
+// runMount has serve make a mount and handle its requests, in this process
+// or in a daemon. serve calls ready when the mount is live.
+func runMount(mountpoint string, foreground bool, serve func(ready func()) error) error {
 	switch {
 	case os.Getenv(daemonMark) != "":
-		return inv.beDaemon()
-	case inv.foreground:
-		return inv.serve(func() {})
+		return beDaemon(serve)
+	case foreground:
+		return serve(func() {})
 	}
-	return inv.startDaemon()
+	return startDaemon(mountpoint)
 }
 
 // startDaemon is the parent's half.
-func (inv *invocation) startDaemon() error {
+func startDaemon(mountpoint string) error {
 	cmd, r, err := spawn()
 	if err != nil {
 		return fmt.Errorf("starting the daemon: %w", err)
@@ -65,10 +71,10 @@ func (inv *invocation) startDaemon() error {
 		cmd.Wait() // it has cleaned up when this returns
 		return errs.New(v.Class, "%s", v.Error)
 	}
-	if err := answers(inv.mountpoint); err != nil {
-		_ = fusedev.Unmount(inv.mountpoint, true)
+	if err := answers(mountpoint); err != nil {
+		_ = fusedev.Unmount(mountpoint, true)
 		_ = cmd.Process.Kill()
-		return fmt.Errorf("the mount on %s does not answer: %w", inv.mountpoint, err)
+		return fmt.Errorf("the mount on %s does not answer: %w", mountpoint, err)
 	}
 	return nil
 }
@@ -129,7 +135,7 @@ func answers(mountpoint string) error {
 }
 
 // beDaemon is the child's half.
-func (inv *invocation) beDaemon() error {
+func beDaemon(serve func(ready func()) error) error {
 	os.Unsetenv(daemonMark)
 	unix.CloseOnExec(daemonPipe)
 	pipe := os.NewFile(daemonPipe, "pipe to parent")
@@ -142,7 +148,7 @@ func (inv *invocation) beDaemon() error {
 			pipe.Close()
 		}
 	}
-	err := inv.serve(func() { tell(verdict{}) })
+	err := serve(func() { tell(verdict{}) })
 	if err != nil {
 		tell(verdict{Error: err.Error(), Class: errs.Of(err)})
 	}

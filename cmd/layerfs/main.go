@@ -21,12 +21,17 @@ var commands = map[string]func(args []string) error{
 	"branches": cmdBranches,
 	"trace":    cmdTrace,
 	"changes":  cmdChanges,
+	"pool":     cmdPool,
+	"thin":     cmdThin,
+
+	poolProcess: runPoolProcess,
+	poolChecker: runPoolChecker,
 }
 
 // absent are commands of the full program that are not in this one. They
 // must not be taken for mountpoints.
 var absent = []string{
-	"remount", "diff", "apply", "check", "convert", "settle", "pool", "thin",
+	"remount", "diff", "apply", "check", "convert", "settle",
 	"layer", "container", "run", "probe", "info", "device",
 }
 
