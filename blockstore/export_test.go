@@ -51,6 +51,13 @@ func (m *Machine) Format(o Options) error {
 // Boot opens the pool.
 func (m *Machine) Boot() (*Pool, error) { return newPool(m, (*machineData)(m)) }
 
+// SetFree says how many bytes the host's disk has left.
+func (m *Machine) SetFree(n int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.Free = n
+}
+
 // Plan has the machine stop, or fail, a number of steps from now.
 func (m *Machine) Plan(crash, fail int) {
 	m.mu.Lock()
@@ -252,8 +259,12 @@ func (d *machineData) NextData(off, end int64) int64 {
 	return end
 }
 
-func (d *machineData) HostFree() (int64, error) { return (*Machine)(d).Free, nil }
-func (d *machineData) Close() error             { return nil }
+func (d *machineData) HostFree() (int64, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.Free, nil
+}
+func (d *machineData) Close() error { return nil }
 
 // Fill repeats a word all over p; Word reads it back.
 func Fill(p []byte, w uint64) {

@@ -1,6 +1,8 @@
 package blockstore
 
 import (
+	"fmt"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/layerfs/layerfs/internal/errs"
@@ -291,4 +293,22 @@ func (p *Pool) SettleDevice(name string) (DeviceInfo, error) {
 		err = owner.Settle(info.ID)
 	}
 	return info, err
+}
+
+// SettleAll has all owners assign what they have written.
+func (p *Pool) SettleAll() error {
+	p.mu.Lock()
+	owners := map[uint32]Owner{}
+	for id, d := range p.devs {
+		if d.owner != nil {
+			owners[id] = d.owner
+		}
+	}
+	p.mu.Unlock()
+	for id, owner := range owners {
+		if err := owner.Settle(id); err != nil {
+			return fmt.Errorf("device %d: %w", id, err)
+		}
+	}
+	return nil
 }

@@ -111,6 +111,9 @@ func (p *Pool) SetTransactionID(from, to uint64) error {
 // Hold takes the metadata snapshot: the devices as they are now can be read
 // by Held until Unhold, while the pool goes on. EBUSY when there is one.
 func (p *Pool) Hold() error {
+	if err := p.SettleAll(); err != nil {
+		return err
+	}
 	// With nothing uncommitted every node is immutable from here on.
 	for {
 		if err := p.Commit(); err != nil {
@@ -134,7 +137,7 @@ func (p *Pool) Hold() error {
 	for b := uint64(0); b < p.refs.n; b++ {
 		if p.refs.chunks[b/chunkBlocks] == nil {
 			b += chunkBlocks - 1 - b%chunkBlocks
-		} else if p.refs.count(b) > 0 {
+		} else if _, reserved := p.reserved[b]; p.refs.count(b) > 0 && !reserved {
 			pins.blocks.add(b)
 		}
 	}

@@ -45,16 +45,17 @@ type Pool struct {
 	noPunch  bool             // the file system cannot
 	pins     *pins            // what the metadata snapshot keeps; nil without one
 
-	mode     Mode
-	cause    error // why the mode is ReadOnly or Failed
-	full     bool  // waited in vain for space: errors at once until there is some
-	waiters  int   // writers waiting for space
-	low      bool  // free space is at or below the low-water mark
-	closed   bool
-	changed  chan struct{} // closed, and replaced, when any of the state above changes
-	timer    *time.Timer   // commits the open transaction
-	hostSeen time.Time     // when hostLeft was asked for
-	hostLeft int64         // bytes the host's file system can still give to data
+	mode      Mode
+	cause     error // why the mode is ReadOnly or Failed
+	full      bool  // waited in vain for space: errors at once until there is some
+	waiters   int   // writers waiting for space
+	extending bool  // an autoextend is about to run
+	low       bool  // free space is at or below the low-water mark
+	closed    bool
+	changed   chan struct{} // closed, and replaced, when any of the state above changes
+	timer     *time.Timer   // commits the open transaction
+	hostSeen  time.Time     // when hostLeft was asked for
+	hostLeft  int64         // bytes the host's file system can still give to data
 }
 
 // commitInterval is how long a change may stay only in memory, as dm-thin's

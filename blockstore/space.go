@@ -37,7 +37,7 @@ func (p *Pool) Reserve(ctx context.Context, owner Owner, n int) ([]Grant, error)
 			}
 			p.waitReclaimed()
 			continue
-		case p.extend():
+		case p.extend(true):
 			continue
 		case !asked:
 			asked = true
@@ -271,8 +271,9 @@ func (p *Pool) spaceChangedLocked() {
 		p.low = low
 		p.broadcastLocked()
 	}
-	if p.extendDueLocked() {
-		p.busy.Go(func() { p.extend() })
+	if p.extendedLocked(p.usedLocked()) > p.sb.Blocks && !p.extending && !p.closed {
+		p.extending = true
+		p.busy.Go(func() { p.extend(false) })
 	}
 }
 
@@ -345,38 +346,39 @@ func (p *Pool) lengthen(size int64) error {
 	return p.data.Resize(size)
 }
 
-// extendDueLocked reports whether the pool is to grow by itself.
-func (p *Pool) extendDueLocked() bool {
+// extendedLocked is the size, in blocks, that autoextend gives a pool with
+// used blocks in use, as lvmthin(7): it grows by a percentage of the size it
+// has until the use is below the threshold, within the limit and what the
+// host has.
+func (p *Pool) extendedLocked(used uint64) uint64 {
 	o := &p.sb.Options
-	if !o.autoextends() || p.mode >= ReadOnly || p.usedLocked()*100 < uint64(o.AutoextendAt)*p.sb.Blocks {
-		return false
+	blocks := p.sb.Blocks
+	if !o.autoextends() || p.mode >= ReadOnly || used*100 < uint64(o.AutoextendAt)*blocks {
+		return blocks
 	}
-	return p.extendedLocked() > p.sb.Blocks
-}
-
-// extendedLocked is the size, in blocks, that autoextend grows the pool to,
-// as lvmthin(7): by a percentage of the size it has, until the use is below
-// the threshold, within the limit and what the host has.
-func (p *Pool) extendedLocked() uint64 {
-	o := &p.sb.Options
 	limit := uint64(maxBlocks)
 	if o.MaxSize > 0 {
 		limit = min(limit, uint64(o.MaxSize)/uint64(o.BlockSize))
 	}
-	limit = min(limit, p.usedLocked()+uint64(p.hostBlocksLocked()))
-	blocks := p.sb.Blocks
-	for p.usedLocked()*100 >= uint64(o.AutoextendAt)*blocks && blocks < limit {
+	limit = min(limit, used+uint64(p.hostBlocksLocked()))
+	for used*100 >= uint64(o.AutoextendAt)*blocks && blocks < limit {
 		blocks = min(limit, blocks+max(1, blocks*uint64(o.AutoextendBy)/100))
 	}
 	return blocks
 }
 
-// extend grows the pool when that is due and reports whether it did.
-func (p *Pool) extend() bool {
+// extend grows the pool when that is due and reports whether it did. With
+// full set there is no free block left, so what is only reserved counts too.
+func (p *Pool) extend(full bool) bool {
 	p.growing.Lock()
 	defer p.growing.Unlock()
 	p.mu.Lock()
-	due, blocks := p.extendDueLocked(), p.extendedLocked()
+	p.extending = false
+	used := p.usedLocked()
+	if full && p.refs.free() == 0 {
+		used = p.refs.used
+	}
+	have, blocks := p.sb.Blocks, p.extendedLocked(used)
 	p.mu.Unlock()
-	return due && p.grow(blocks) == nil
+	return blocks > have && p.grow(blocks) == nil
 }

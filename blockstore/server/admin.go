@@ -141,14 +141,8 @@ func delta(c *conn, names [2]string) (any, error) {
 // dump writes the metadata to a file that the client reads and removes, and
 // the sidecar beside the data file.
 func (s *server) dump(export bool) (any, error) {
-	devices, err := s.pool.Devices()
-	if err != nil {
+	if err := s.pool.SettleAll(); err != nil {
 		return nil, err
-	}
-	for _, d := range devices {
-		if _, err := s.pool.SettleDevice(d.Name); err != nil {
-			return nil, err
-		}
 	}
 	if export {
 		if err := s.pool.SetExported(); err != nil {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"text/tabwriter"
+	"time"
 
 	"github.com/layerfs/layerfs/blockstore"
 	"github.com/layerfs/layerfs/blockstore/client"
@@ -122,12 +123,29 @@ func dash(s string) string {
 	return s
 }
 
+// busyTime is how long a command waits for a device in use. The kernel tells
+// the daemon of a mount that a file was closed only after close(2) has
+// returned, and so do many clients of NBD.
+const busyTime = time.Second
+
+// whileBusy repeats try for a moment as long as the device is in use.
+func whileBusy(try func() error) error {
+	for end := time.Now().Add(busyTime); ; time.Sleep(20 * time.Millisecond) {
+		err := try()
+		if errs.Of(err) != errs.Busy || time.Now().After(end) {
+			return err
+		}
+	}
+}
+
 func thinRemove(args []string) error {
 	c := newCommand("thin rm", false)
 	if done, err := c.parse(args, 2, 2); done || err != nil {
 		return err
 	}
-	return withPool(c.Arg(0), func(p *client.Client) error { return p.Delete(c.Arg(1)) })
+	return withPool(c.Arg(0), func(p *client.Client) error {
+		return whileBusy(func() error { return p.Delete(c.Arg(1)) })
+	})
 }
 
 func thinResize(args []string) error {
@@ -148,7 +166,7 @@ func thinResize(args []string) error {
 		if size < d.Size && !*shrink {
 			return errs.New(errs.Usage, "thin resize: %s is smaller than the %s that %q has; what is beyond would be lost (--shrink does it)", humanSize(size), humanSize(d.Size), d.Name)
 		}
-		return p.Resize(c.Arg(1), size)
+		return whileBusy(func() error { return p.Resize(c.Arg(1), size) })
 	})
 }
 
@@ -282,7 +300,8 @@ func thinWrite(args []string) error {
 		return err
 	}
 	return withPool(c.Arg(0), func(p *client.Client) error {
-		v, err := p.Volume(c.Arg(1), nil)
+		var v *client.Device
+		err := whileBusy(func() (err error) { v, err = p.Volume(c.Arg(1), nil); return err })
 		if err != nil {
 			return err
 		}

@@ -1,0 +1,591 @@
+package blockstore_test
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/layerfs/layerfs/blockstore"
+	"github.com/layerfs/layerfs/blockstore/volume"
+)
+
+// These tests have the names of device-mapper-test-suite's cases for thin
+// provisioning, and check what those check.
+
+const block = blockstore.MinBlockSize
+
+// rig is a pool on a simulated machine with a device called thin-0.
+type rig struct {
+	t *testing.T
+	m *blockstore.Machine
+	*host
+}
+
+func newRig(t *testing.T, blocks int64, o blockstore.Options) *rig {
+	m := blockstore.NewMachine(1, blocks)
+	o.DataSize = blocks * block
+	require.NoError(t, m.Format(o))
+	p, err := m.Boot()
+	require.NoError(t, err)
+	r := &rig{t, m, newHost(p)}
+	t.Cleanup(func() {
+		r.closeAll()
+		r.p.Close()
+	})
+	r.create("thin-0", 1<<30)
+	return r
+}
+
+func (r *rig) create(name string, size int64) {
+	r.t.Helper()
+	_, err := r.p.CreateDevice(blockstore.NewDevice{Name: name, Size: size})
+	require.NoError(r.t, err)
+}
+
+func (r *rig) snap(of, name string) {
+	r.t.Helper()
+	_, err := r.p.CreateDevice(blockstore.NewDevice{Name: name, Of: of})
+	require.NoError(r.t, err)
+}
+
+func (r *rig) vol(name string) *volume.Volume {
+	r.t.Helper()
+	v, err := r.volume(name)
+	require.NoError(r.t, err)
+	return v
+}
+
+// write fills n bytes at off with word w.
+func (r *rig) write(name string, off, n int64, w uint64) error {
+	r.t.Helper()
+	buf := make([]byte, n)
+	blockstore.Fill(buf, w)
+	_, err := r.vol(name).WriteAt(buf, off)
+	return err
+}
+
+func (r *rig) mustWrite(name string, off, n int64, w uint64) {
+	r.t.Helper()
+	require.NoError(r.t, r.write(name, off, n, w))
+}
+
+func (r *rig) word(name string, off int64) uint64 {
+	r.t.Helper()
+	buf := make([]byte, 8)
+	_, err := r.vol(name).ReadAt(buf, off)
+	require.NoError(r.t, err)
+	return blockstore.Word(buf)
+}
+
+// settle makes everything durable and free that is on its way.
+func (r *rig) settle() {
+	r.t.Helper()
+	for _, v := range r.open {
+		require.NoError(r.t, v.Flush())
+		v.GiveBack()
+	}
+	require.NoError(r.t, r.p.Audit())
+	require.Eventually(r.t, r.p.Idle, 5*time.Second, time.Millisecond)
+}
+
+func (r *rig) used() uint64 {
+	r.t.Helper()
+	r.settle()
+	return r.p.Status().Used
+}
+
+func (r *rig) release(name string) {
+	r.t.Helper()
+	info, err := r.p.Device(name)
+	require.NoError(r.t, err)
+	if v := r.open[info.ID]; v != nil {
+		delete(r.open, info.ID)
+		require.NoError(r.t, v.Close())
+	}
+	r.s.Release(info.ID)
+}
+
+func TestSizesThatDockerDocuments(t *testing.T) {
+	r := newRig(t, 64, blockstore.Options{})
+	r.mustWrite("thin-0", 0, 56<<10, 7)
+	require.EqualValues(t, 1, r.used(), "56 KiB into an empty device take one block")
+	r.mustWrite("thin-0", 0, 4*block, 7)
+	require.EqualValues(t, 4, r.used())
+	r.snap("thin-0", "s")
+	require.EqualValues(t, 4, r.used(), "a snapshot takes none")
+	r.mustWrite("s", 32<<10, 32<<10, 9)
+	require.EqualValues(t, 5, r.used(), "32 KiB changed in a snapshot take one")
+	require.EqualValues(t, 7, r.word("thin-0", 32<<10))
+	require.EqualValues(t, 7, r.word("s", 0))
+	require.EqualValues(t, 9, r.word("s", 32<<10))
+}
+
+func TestOneLookupAtAnyDepth(t *testing.T) {
+	r := newRig(t, 256, blockstore.Options{})
+	const at = 0x44f * block
+	r.mustWrite("thin-0", at, block, 5)
+	last := "thin-0"
+	for i := range 100 {
+		name := blockstore.ThinName(uint32(i + 1))
+		r.snap(last, name)
+		r.mustWrite(name, int64(i)*block, block, uint64(i))
+		last = name
+	}
+	require.EqualValues(t, 5, r.word(last, at))
+	b, owner, ok, err := r.p.Trace(last, 0x44f)
+	require.NoError(t, err)
+	require.True(t, ok)
+	require.EqualValues(t, 0, owner, "the first device wrote it")
+	first, _, _, err := r.p.Trace("thin-0", 0x44f)
+	require.NoError(t, err)
+	require.Equal(t, first, b)
+}
+
+func TestDiscardPartialBlocks(t *testing.T) {
+	r := newRig(t, 64, blockstore.Options{})
+	r.mustWrite("thin-0", 0, 3*block, 1)
+	v := r.vol("thin-0")
+	require.NoError(t, v.Discard(unit, block-unit), "less than a block: nothing happens")
+	require.EqualValues(t, 3, r.used())
+	require.NoError(t, v.Discard(unit, 2*block), "only the block that lies wholly inside")
+	require.EqualValues(t, 2, r.used())
+	require.EqualValues(t, 1, r.word("thin-0", 0))
+	require.EqualValues(t, 0, r.word("thin-0", block))
+	require.EqualValues(t, 1, r.word("thin-0", 2*block))
+}
+
+func TestDiscardToASharedBlockDoesntGetPassedDown(t *testing.T) {
+	r := newRig(t, 64, blockstore.Options{})
+	r.mustWrite("thin-0", 0, block, 1)
+	r.snap("thin-0", "s")
+	r.settle()
+	punched := r.m.Punches
+	require.NoError(t, r.vol("thin-0").Discard(0, block))
+	r.settle()
+	require.Equal(t, punched, r.m.Punches)
+	require.EqualValues(t, 1, r.word("s", 0))
+}
+
+func TestDiscardToAPreviouslySharedBlockDoesGetPassedDown(t *testing.T) {
+	r := newRig(t, 64, blockstore.Options{})
+	r.mustWrite("thin-0", 0, block, 1)
+	r.snap("thin-0", "s")
+	require.NoError(t, r.vol("thin-0").Discard(0, block))
+	r.settle()
+	punched := r.m.Punches
+	require.NoError(t, r.vol("s").Discard(0, block))
+	r.settle()
+	require.Greater(t, r.m.Punches, punched)
+	require.Zero(t, r.used())
+}
+
+func TestDiscardOriginDoesNotEffectSnap(t *testing.T) {
+	r := newRig(t, 64, blockstore.Options{})
+	r.mustWrite("thin-0", 0, 8*block, 3)
+	r.snap("thin-0", "s")
+	require.NoError(t, r.vol("thin-0").Discard(0, 8*block))
+	for i := range int64(8) {
+		require.EqualValues(t, 3, r.word("s", i*block))
+		require.EqualValues(t, 0, r.word("thin-0", i*block))
+	}
+}
+
+func TestNoDiscardPassdown(t *testing.T) {
+	r := newRig(t, 64, blockstore.Options{NoDiscardPassdown: true})
+	r.mustWrite("thin-0", 0, block, 1)
+	require.NoError(t, r.vol("thin-0").Discard(0, block))
+	require.Zero(t, r.used())
+	require.Zero(t, r.m.Punches)
+	r.mustWrite("thin-0", 0, unit, 2)
+	require.EqualValues(t, 0, r.word("thin-0", unit), "what was there must be zeroed all the same")
+}
+
+func TestZeroing(t *testing.T) {
+	r := newRig(t, 4, blockstore.Options{NoDiscardPassdown: true})
+	r.create("other", 1<<30)
+	r.mustWrite("other", 0, 4*block, 0xbad)
+	require.NoError(t, r.vol("other").Discard(0, 4*block))
+	r.settle()
+	for i := range int64(4) {
+		r.mustWrite("thin-0", i*block+unit, unit, 1)
+		require.EqualValues(t, 0, r.word("thin-0", i*block), "another device's data shows")
+		require.EqualValues(t, 0, r.word("thin-0", i*block+2*unit), "another device's data shows")
+	}
+}
+
+func TestSkipBlockZeroing(t *testing.T) {
+	r := newRig(t, 1, blockstore.Options{NoDiscardPassdown: true, SkipZeroing: true})
+	v, err := volume.New(r.s, volume.Config{ID: 0, Size: 1 << 30, BlockSize: block, SkipZeroing: true})
+	require.NoError(t, err)
+	_, err = r.s.Open("thin-0")
+	require.NoError(t, err)
+	r.open[0] = v
+	r.mustWrite("thin-0", 0, block, 5)
+	require.NoError(t, v.Discard(0, block))
+	r.settle()
+	r.mustWrite("thin-0", unit, unit, 1)
+	require.EqualValues(t, 5, r.word("thin-0", 0), "the option says that old data may show")
+}
+
+func TestFillingPoolReturnsEnospc(t *testing.T) {
+	r := newRig(t, 8, blockstore.Options{ErrorIfNoSpace: true})
+	v := r.vol("thin-0")
+	n, err := v.WriteAt(make([]byte, 10*block), 0)
+	require.ErrorIs(t, err, unix.ENOSPC)
+	require.Equal(t, 8*block, n, "what precedes the error is written")
+	require.Equal(t, "out_of_data_space", r.p.Status().Mode)
+}
+
+func TestOutOfDataSpaceTimesOut(t *testing.T) {
+	r := newRig(t, 2, blockstore.Options{NoSpaceTimeout: 300 * time.Millisecond})
+	r.mustWrite("thin-0", 0, 2*block, 1)
+	start := time.Now()
+	require.ErrorIs(t, r.write("thin-0", 2*block, block, 1), unix.ENOSPC)
+	require.GreaterOrEqual(t, time.Since(start), 300*time.Millisecond)
+	require.True(t, r.p.Status().ErrorNoSpace, "the status shows that the pool gives errors now")
+	start = time.Now()
+	require.ErrorIs(t, r.write("thin-0", 2*block, block, 1), unix.ENOSPC)
+	require.Less(t, time.Since(start), 200*time.Millisecond)
+	require.NoError(t, r.p.Resize(4*block))
+	require.False(t, r.p.Status().ErrorNoSpace)
+	r.mustWrite("thin-0", 2*block, block, 1)
+}
+
+func TestOutOfDataSpaceErrorsImmediatelyIfRequested(t *testing.T) {
+	r := newRig(t, 2, blockstore.Options{ErrorIfNoSpace: true})
+	r.mustWrite("thin-0", 0, 2*block, 1)
+	start := time.Now()
+	require.ErrorIs(t, r.write("thin-0", 2*block, block, 1), unix.ENOSPC)
+	require.Less(t, time.Since(start), time.Second)
+}
+
+func TestWaitingWriterIsInterruptible(t *testing.T) {
+	r := newRig(t, 1, blockstore.Options{})
+	r.mustWrite("thin-0", 0, block, 1)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err := r.vol("thin-0").WriteContext(ctx, make([]byte, block), block)
+	require.ErrorIs(t, err, unix.EINTR)
+}
+
+func TestIOToProvisionedRegionWithOutOfDataSpace(t *testing.T) {
+	r := newRig(t, 2, blockstore.Options{ErrorIfNoSpace: true})
+	r.mustWrite("thin-0", 0, 2*block, 1)
+	require.ErrorIs(t, r.write("thin-0", 2*block, block, 1), unix.ENOSPC)
+	r.mustWrite("thin-0", 0, 2*block, 2)
+	require.EqualValues(t, 2, r.word("thin-0", block))
+	require.NoError(t, r.vol("thin-0").Flush())
+	r.create("more", 1<<30) // messages go on
+	r.snap("thin-0", "s")
+	require.ErrorIs(t, r.write("thin-0", 0, block, 3), unix.ENOSPC, "shared now, so it needs a block")
+}
+
+func TestDiscardAfterOutOfSpace(t *testing.T) {
+	r := newRig(t, 2, blockstore.Options{})
+	r.mustWrite("thin-0", 0, 2*block, 1)
+	done := make(chan error, 1)
+	go func() { done <- r.write("thin-0", 5*block, block, 1) }()
+	require.Eventually(t, func() bool { return r.p.Status().Waiters > 0 }, 5*time.Second, time.Millisecond)
+	require.NoError(t, r.vol("thin-0").Discard(0, block), "a discard never queues behind a writer")
+	select {
+	case err := <-done:
+		require.NoError(t, err, "freeing wakes the writer, which dm-thin does not do")
+	case <-time.After(5 * time.Second):
+		t.Fatal("the writer still waits")
+	}
+	require.Equal(t, "rw", r.p.Status().Mode)
+}
+
+func TestResizeIO(t *testing.T) {
+	r := newRig(t, 2, blockstore.Options{})
+	r.mustWrite("thin-0", 0, 2*block, 1)
+	done := make(chan error, 1)
+	go func() { done <- r.write("thin-0", 5*block, block, 1) }()
+	require.Eventually(t, func() bool { return r.p.Status().Waiters > 0 }, 5*time.Second, time.Millisecond)
+	require.NoError(t, r.p.Resize(4*block))
+	require.NoError(t, <-done)
+	require.Error(t, r.p.Resize(2*block), "a pool does not shrink")
+}
+
+func TestDeleteAfterOutOfSpace(t *testing.T) {
+	r := newRig(t, 2, blockstore.Options{})
+	r.create("big", 1<<30)
+	r.mustWrite("big", 0, 2*block, 1)
+	r.release("big")
+	done := make(chan error, 1)
+	v := r.vol("thin-0")
+	go func() {
+		_, err := v.WriteAt(make([]byte, block), 0)
+		done <- err
+	}()
+	require.Eventually(t, func() bool { return r.p.Status().Waiters > 0 }, 5*time.Second, time.Millisecond)
+	require.NoError(t, r.p.Message("delete 1"))
+	require.NoError(t, <-done)
+}
+
+func TestDeleteActiveDeviceFails(t *testing.T) {
+	r := newRig(t, 2, blockstore.Options{})
+	r.vol("thin-0")
+	require.ErrorIs(t, r.p.Message("delete 0"), unix.EBUSY)
+	r.release("thin-0")
+	require.NoError(t, r.p.Message("delete 0"))
+}
+
+func TestDeleteUnknownDevices(t *testing.T) {
+	r := newRig(t, 2, blockstore.Options{})
+	for _, id := range []string{"1", "7", "16777215"} {
+		require.ErrorIs(t, r.p.Message("delete "+id), unix.ENODATA)
+	}
+}
+
+func TestMessages(t *testing.T) {
+	r := newRig(t, 4, blockstore.Options{})
+	for _, c := range []struct {
+		message string
+		want    error
+	}{
+		{"create_thin 0", unix.EEXIST},
+		{"create_thin 16777216", unix.EINVAL}, // too_large_a_dev_t_fails
+		{"create_thin -1", unix.EINVAL},
+		{"create_thin", unix.EINVAL},
+		{"create_thin 1 2", unix.EINVAL},
+		{"create_snap 1 9", unix.ENODATA},
+		{"create_snap 0 0", unix.EEXIST},
+		{"set_transaction_id 1 2", unix.EINVAL}, // set_trans_id_check_first_arg
+		{"release_metadata_snap", unix.EINVAL},
+		{"trim", unix.EINVAL},
+		{"", unix.EINVAL},
+		{"create_thin 1", nil},
+		{"create_thin 16777215", nil},
+		{"create_snap 2 1", nil},
+		{"set_transaction_id 0 500", nil},
+	} {
+		if err := r.p.Message(c.message); c.want == nil {
+			require.NoError(t, err, c.message)
+		} else {
+			require.ErrorIs(t, err, c.want, c.message)
+		}
+	}
+	require.EqualValues(t, 500, r.p.Status().Txid)
+}
+
+func TestNonPowerOf2DataBlockSizes(t *testing.T) {
+	for size, ok := range map[int]bool{64 << 10: true, 192 << 10: true, 1 << 30: true, 32 << 10: false, 96 << 10: false, 2 << 30: false} {
+		m := blockstore.NewMachine(1, 1<<16)
+		err := m.Format(blockstore.Options{DataSize: 4 << 30, BlockSize: size})
+		require.Equal(t, ok, err == nil, "block size %d: %v", size, err)
+	}
+}
+
+func TestCannotHoldTwice(t *testing.T) {
+	r := newRig(t, 8, blockstore.Options{})
+	require.NoError(t, r.p.Message("reserve_metadata_snap"))
+	require.ErrorIs(t, r.p.Message("reserve_metadata_snap"), unix.EBUSY)
+	require.NotNil(t, r.p.Status().Held)
+	require.NoError(t, r.p.Message("release_metadata_snap"))
+	require.ErrorIs(t, r.p.Message("release_metadata_snap"), unix.EINVAL)
+}
+
+// Blocks of the metadata snapshot are not given away, and writing in place
+// goes on.
+func TestHeldBlocksAreKept(t *testing.T) {
+	r := newRig(t, 8, blockstore.Options{ErrorIfNoSpace: true})
+	r.mustWrite("thin-0", 0, 4*block, 1)
+	require.NoError(t, r.p.Message("reserve_metadata_snap"))
+	r.mustWrite("thin-0", 0, block, 2)
+	require.EqualValues(t, 4, r.used(), "written in place, as in dm-thin")
+	require.NoError(t, r.vol("thin-0").Discard(0, 4*block))
+	require.EqualValues(t, 4, r.used(), "the snapshot has them")
+	require.ErrorIs(t, r.write("thin-0", 0, 8*block, 3), unix.ENOSPC)
+	r.settle()
+	// The same after the pool was opened anew.
+	r.closeAll()
+	require.NoError(t, r.p.Close())
+	p, err := r.m.Boot()
+	require.NoError(t, err)
+	r.host = newHost(p)
+	require.EqualValues(t, 8, r.used())
+	require.NoError(t, r.p.Message("release_metadata_snap"))
+	require.EqualValues(t, 4, r.used())
+}
+
+func TestCreateLotsOfRecursiveSnaps(t *testing.T) {
+	r := newRig(t, 64, blockstore.Options{})
+	r.mustWrite("thin-0", 0, 16*block, 1)
+	for i := range uint32(300) {
+		r.snap(blockstore.ThinName(i), blockstore.ThinName(i+1))
+	}
+	require.EqualValues(t, 16, r.used())
+	for i := range uint32(300) {
+		r.release(blockstore.ThinName(i))
+		info, err := r.p.Device(blockstore.ThinName(i))
+		require.NoError(t, err)
+		require.NoError(t, r.p.DeleteDevice(info.ID))
+	}
+	require.EqualValues(t, 16, r.used())
+	require.EqualValues(t, 1, r.word("thin-300", 0))
+	info, err := r.p.Device("thin-300")
+	require.NoError(t, err)
+	require.EqualValues(t, 16, info.Exclusive)
+}
+
+// The last of several sharers writes in place: n copies, where dm-thin's
+// coarser test makes n+1.
+func TestLastSharerWritesInPlace(t *testing.T) {
+	r := newRig(t, 8, blockstore.Options{})
+	r.mustWrite("thin-0", 0, block, 1)
+	r.snap("thin-0", "s")
+	r.mustWrite("s", 0, block, 2)
+	require.EqualValues(t, 2, r.used())
+	before, _, _, _ := r.p.Trace("thin-0", 0)
+	r.mustWrite("thin-0", 0, block, 3)
+	r.settle()
+	after, _, _, _ := r.p.Trace("thin-0", 0)
+	require.Equal(t, before, after)
+}
+
+func TestCommitIfChanged(t *testing.T) {
+	r := newRig(t, 8, blockstore.Options{})
+	r.mustWrite("thin-0", 0, block, 1)
+	r.settle()
+	seq := r.p.Status().Seq
+	r.mustWrite("thin-0", 0, block, 2)
+	require.NoError(t, r.vol("thin-0").Flush())
+	require.Equal(t, seq, r.p.Status().Seq, "nothing but data changed")
+	r.mustWrite("thin-0", block, block, 2)
+	require.NoError(t, r.vol("thin-0").Flush())
+	require.Greater(t, r.p.Status().Seq, seq)
+}
+
+// commit_failure_causes_fallback: the pool takes no changes, marks itself,
+// reads go on, and those who lost something hear of it.
+func TestCommitFailureCausesFallback(t *testing.T) {
+	r := newRig(t, 16, blockstore.Options{})
+	r.create("quiet", 1<<30)
+	r.mustWrite("quiet", 0, block, 9)
+	r.mustWrite("thin-0", 0, block, 1)
+	r.settle()
+	r.mustWrite("thin-0", block, block, 2)
+	r.m.Plan(0, 1) // the next step fails: syncing the data
+	require.Error(t, r.vol("thin-0").Flush())
+	st := r.p.Status()
+	require.Equal(t, "ro", st.Mode)
+	require.True(t, st.NeedsCheck)
+	require.Contains(t, st.DM(), " ro ")
+	require.Contains(t, st.DM(), "needs_check")
+	require.ErrorIs(t, r.p.Message("create_thin 5"), unix.EOPNOTSUPP)
+	require.ErrorIs(t, r.p.Message("delete 1"), unix.EOPNOTSUPP)
+	require.EqualValues(t, 9, r.word("quiet", 0))
+	require.EqualValues(t, 1, r.word("thin-0", 0))
+	require.ErrorIs(t, r.write("quiet", block, block, 1), unix.EIO)
+	require.NoError(t, r.vol("quiet").Discard(0, block), "a discard of a read-only pool succeeds without effect")
+	require.EqualValues(t, 9, r.word("quiet", 0))
+	// The mark survives.
+	r.closeAll()
+	r.p.Close()
+	p, err := r.m.Boot()
+	require.NoError(t, err)
+	r.host = newHost(p)
+	require.True(t, r.p.Status().NeedsCheck)
+	require.Equal(t, "ro", r.p.Status().Mode)
+}
+
+func TestSnapFractionalTailBlock(t *testing.T) {
+	r := newRig(t, 16, blockstore.Options{})
+	// An external origin that ends within a block.
+	path := t.TempDir() + "/origin"
+	require.NoError(t, os.WriteFile(path, bytes.Repeat([]byte{0xab}, 2*block+3*unit), 0o600))
+	f, err := os.Open(path)
+	require.NoError(t, err)
+	defer f.Close()
+	o, err := volume.Identify(f)
+	require.NoError(t, err)
+	_, err = r.p.CreateDevice(blockstore.NewDevice{Name: "ext", Size: 8 * block, Origin: o})
+	require.NoError(t, err)
+	info, err := r.s.Open("ext")
+	require.NoError(t, err)
+	v, err := volume.New(r.s, volume.Config{ID: info.ID, Size: info.Size, BlockSize: block, Origin: info.Origin})
+	require.NoError(t, err)
+	r.open[info.ID] = v
+	const ab = uint64(0xabababababababab)
+	require.EqualValues(t, ab, r.word("ext", 2*block+2*unit))
+	require.EqualValues(t, 0, r.word("ext", 2*block+3*unit), "past the end of the origin")
+	r.mustWrite("ext", 2*block, unit, 1)
+	require.EqualValues(t, 1, r.word("ext", 2*block))
+	require.EqualValues(t, ab, r.word("ext", 2*block+unit), "copied from the origin")
+	require.EqualValues(t, 0, r.word("ext", 2*block+3*unit), "the rest of the tail block is zeros")
+	require.EqualValues(t, 1, r.used())
+	require.NoError(t, v.Zero(0, 2*block, true))
+	require.EqualValues(t, 0, r.word("ext", 0), "what is zeroed does not show the origin")
+	require.EqualValues(t, 1, r.used(), "and takes no block")
+	require.NoError(t, v.Resize(block))
+	require.NoError(t, v.Resize(8*block))
+	require.EqualValues(t, 0, r.word("ext", 2*block), "what was cut off and grown again is zeros")
+	require.EqualValues(t, 0, r.word("ext", block+unit))
+	// An origin that changes is refused.
+	r.release("ext")
+	require.NoError(t, os.WriteFile(path, []byte("other"), 0o600))
+	info, err = r.p.Device("ext")
+	require.NoError(t, err)
+	_, err = volume.New(r.s, volume.Config{ID: info.ID, Size: info.Size, BlockSize: block, Origin: info.Origin})
+	require.ErrorIs(t, err, unix.EIO)
+}
+
+func TestLowWater(t *testing.T) {
+	r := newRig(t, 10, blockstore.Options{LowWater: 3})
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	require.NoError(t, r.p.Wait(ctx, blockstore.OKEvent))
+	r.mustWrite("thin-0", 0, 6*block, 1)
+	r.settle()
+	require.False(t, r.p.Status().LowWater)
+	heard := make(chan error, 1)
+	go func() { heard <- r.p.Wait(ctx, blockstore.LowWaterEvent) }()
+	r.mustWrite("thin-0", 6*block, block, 1)
+	require.NoError(t, <-heard)
+	require.NoError(t, r.vol("thin-0").Discard(0, 4*block))
+	require.NoError(t, r.vol("thin-0").Flush())
+	require.NoError(t, r.p.Wait(ctx, blockstore.OKEvent))
+	require.Error(t, r.p.Wait(ctx, "dinner"))
+}
+
+func TestAutoextend(t *testing.T) {
+	r := newRig(t, 10, blockstore.Options{AutoextendAt: 80, AutoextendBy: 20, MaxSize: 14 * block, ErrorIfNoSpace: true})
+	r.mustWrite("thin-0", 0, 7*block, 1)
+	require.EqualValues(t, 10, r.p.Status().Blocks)
+	r.mustWrite("thin-0", 7*block, block, 1)
+	require.Eventually(t, func() bool { return r.p.Status().Blocks == 12 }, 5*time.Second, time.Millisecond)
+	r.mustWrite("thin-0", 8*block, 6*block, 1)
+	require.EqualValues(t, 14, r.p.Status().Blocks, "the limit")
+	require.ErrorIs(t, r.write("thin-0", 20*block, block, 1), unix.ENOSPC)
+}
+
+func TestMinFreeSpace(t *testing.T) {
+	r := newRig(t, 10, blockstore.Options{MinFree: 50})
+	r.mustWrite("thin-0", 0, 6*block, 1)
+	_, err := r.p.CreateDevice(blockstore.NewDevice{Name: "x", Size: 1 << 30})
+	require.ErrorContains(t, err, "Thin Pool has 4 free data blocks which is less than minimum required 5 free data blocks.")
+	r.mustWrite("thin-0", 6*block, block, 1) // writing goes on
+}
+
+// A host whose disk is full is a full pool, not a dead one.
+func TestHostFull(t *testing.T) {
+	r := newRig(t, 16, blockstore.Options{ErrorIfNoSpace: true})
+	r.mustWrite("thin-0", 0, block, 1)
+	r.settle()
+	r.m.SetFree(10 << 20)
+	at := int64(0)
+	next := func() error { at += block; return r.write("thin-0", at, block, 1) }
+	require.Eventually(t, func() bool { return next() != nil }, 5*time.Second, 20*time.Millisecond)
+	require.Less(t, at, 16*int64(block))
+	require.Equal(t, "out_of_data_space", r.p.Status().Mode)
+	r.mustWrite("thin-0", 0, block, 2)
+	require.NoError(t, r.vol("thin-0").Flush())
+	r.m.SetFree(1 << 40)
+	require.Eventually(t, func() bool { return r.write("thin-0", 1<<29, block, 1) == nil }, 5*time.Second, 20*time.Millisecond)
+}
