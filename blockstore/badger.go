@@ -31,7 +31,7 @@ type badgerIndex struct {
 	floor    int64 // bytes of the disk that must stay free for badger
 	ballast  string
 	memtable int64
-	fullLog  string // the newest log known to be allocated
+	log      logFile // the log that is being written
 }
 
 const (
@@ -170,8 +170,15 @@ func (b *badgerIndex) commit(nodes, roots []record) error {
 	} else if err != nil {
 		return err
 	}
-	b.allocateLog()
+	b.log.prepare(b.dir, 2*b.memtable, sizeOf(nodes)+sizeOf(roots))
 	return txn.Commit()
+}
+
+func sizeOf(records []record) (n int64) {
+	for _, r := range records {
+		n += int64(len(r.key) + len(r.val))
+	}
+	return n
 }
 
 func (b *badgerIndex) commitApart(nodes, roots []record) error {
@@ -208,25 +215,6 @@ func putAll(txn *badger.Txn, records []record) error {
 		}
 	}
 	return nil
-}
-
-// allocateLog gives the newest log its disk blocks, so that writing to its
-// map cannot find the disk full. A file system that cannot do it is left to
-// room.
-func (b *badgerIndex) allocateLog() {
-	names, err := filepath.Glob(filepath.Join(b.dir, "*.mem"))
-	if err != nil || len(names) == 0 || names[len(names)-1] == b.fullLog {
-		return
-	}
-	newest := names[len(names)-1]
-	f, err := os.OpenFile(newest, os.O_RDWR, 0)
-	if err != nil {
-		return
-	}
-	defer f.Close()
-	if unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, 2*b.memtable) == nil {
-		b.fullLog = newest
-	}
 }
 
 func (b *badgerIndex) bytes() int64 {

@@ -58,9 +58,12 @@ type Pool struct {
 	hostLeft  int64         // bytes the host's file system can still give to data
 }
 
-// commitInterval is how long a change may stay only in memory, as dm-thin's
-// COMMIT_PERIOD.
-const commitInterval = time.Second
+// commitInterval is how long a change that nobody flushes may stay only in
+// memory. dm-thin's COMMIT_PERIOD is a second, but a commit there costs a
+// cache flush of the disk; here it writes out all that is dirty in the data
+// file, and whoever writes meanwhile waits for that. Five seconds is what
+// file systems take (ext4's commit=, the txg timeout of ZFS).
+const commitInterval = 5 * time.Second
 
 // newPool starts a pool over what idx and data hold.
 func newPool(idx index, data DataFile) (*Pool, error) {

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/pflag"
 
@@ -17,6 +18,8 @@ const usageText = `Usage:
   layerfs branches MOUNTPOINT
   layerfs trace MOUNTPOINT PATH
   layerfs changes MOUNTPOINT | --upper DIR [--lower DIR]...
+  layerfs pool create|status|resize|check|trim|message|dump|restore|wait|mount|serve POOL ...
+  layerfs thin create|snap|ls|rm|resize|status|delta|trace|read|write POOL ...
   layerfs help [COMMAND]
   layerfs version
 
@@ -93,8 +96,8 @@ Example:
 }
 
 func cmdHelp(args []string) error {
-	if len(args) > 0 && commandHelp[args[0]] != "" {
-		fmt.Print(commandHelp[args[0]])
+	if text := commandHelp[strings.Join(args, " ")]; text != "" {
+		fmt.Print(text)
 		return nil
 	}
 	fmt.Print(usageText + optionText)
