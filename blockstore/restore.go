@@ -68,7 +68,7 @@ func Restore(dir, data string, xml io.Reader, side *Sidecar) error {
 		clean(dir, made)
 		return err
 	}
-	return verify(dir)
+	return syncPath(dir)
 }
 
 // exportedPool reports whether dir is an exported pool that data belongs to.
@@ -118,10 +118,7 @@ func restoreBack(dir string, xml io.Reader, side *Sidecar) error {
 	if err := syncPath(dir); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(old); err != nil {
-		return err
-	}
-	return verify(dir)
+	return os.RemoveAll(old)
 }
 
 // finishRestore completes a restoreBack that a crash cut short.
@@ -155,24 +152,23 @@ func build(dir, name, data string, xml io.Reader, side *Sidecar) error {
 	if err == nil {
 		err = b.finish()
 	}
+	if err == nil {
+		err = verify(idx)
+	}
 	if e := idx.close(); err == nil {
 		err = e
 	}
 	return err
 }
 
-// verify opens the new pool once: loading checks all of it.
-func verify(dir string) error {
-	p, err := Open(dir)
-	if err != nil {
+// verify loads an index, which checks all of it, before anything is moved.
+func verify(idx index) error {
+	p := &Pool{idx: idx, changed: make(chan struct{})}
+	if err := p.load(); err != nil {
 		return err
 	}
-	st := p.Status()
-	if err := p.Close(); err != nil {
-		return err
-	}
-	if st.Mode == ReadOnly.String() {
-		return errs.New(errs.Corrupt, "the metadata is damaged: %s", st.Cause)
+	if p.mode == ReadOnly {
+		return errs.New(errs.Corrupt, "the metadata is damaged: %w", p.cause)
 	}
 	return nil
 }

@@ -71,13 +71,13 @@ func start(dir string) (s *server, unlock func(), err error) {
 	if err := os.Chdir(dir); err != nil {
 		return nil, nil, err
 	}
-	unlock, err = Lock(".", func() bool { return answers() })
-	if err != nil || unlock == nil {
+	release, err := Lock(".", answers)
+	if err != nil || release == nil {
 		return nil, nil, err
 	}
 	defer func() {
 		if err != nil {
-			unlock()
+			release()
 		}
 	}()
 	s = &server{settled: make(chan struct{}), stopped: make(chan struct{}), quiet: time.Now()}
@@ -92,7 +92,7 @@ func start(dir string) (s *server, unlock func(), err error) {
 	removeDumps()
 	s.absent = liveClients(".")
 	go s.awaitClients()
-	return s, unlock, nil
+	return s, release, nil
 }
 
 // Lock takes the lock of the pool in dir, waiting for a process that is
