@@ -168,6 +168,10 @@ func (c *Client) Grow(size int64) error {
 	return c.call(context.Background(), wire.CallGrow, size, nil)
 }
 
+// Settle has every user of the pool assign what it has written, so that what
+// is told of devices that are open elsewhere is up to date.
+func (c *Client) Settle() error { return c.call(context.Background(), wire.CallSettle, nil, nil) }
+
 // Trim gives the space of all free blocks back to the file system.
 func (c *Client) Trim() error { return c.call(context.Background(), wire.CallTrim, nil, nil) }
 

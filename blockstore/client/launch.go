@@ -60,8 +60,15 @@ func (l launcher) start(dir string) error {
 	if len(report) > 1 {
 		return wire.DecodeError(report)
 	}
-	return errs.New(errs.Corrupt, "the pool process died while it opened %s (`layerfs pool check` may tell more): %s", dir, firstLine(stderr.String()))
+	return errs.New(errs.Corrupt, "%w %s (`layerfs pool check` may tell more): %s", errDied, dir, firstLine(stderr.String()))
 }
+
+// errDied is a pool process that ended before it could say anything: it was
+// killed, or the index is so damaged that badger panics.
+var errDied = errors.New("the pool process died while it opened")
+
+// deaths is how many of them are enough.
+const deaths = 5
 
 // Report is what the pool process calls to tell its launcher how it went.
 func Report(err error) {
@@ -93,6 +100,7 @@ func dial(dir *os.File) (*net.UnixConn, error) {
 // descriptor that came with it.
 func (l launcher) reach(dir *os.File, path string) (*net.UnixConn, int, error) {
 	var last error
+	died := 0
 	for try := range 20 {
 		sock, err := dial(dir)
 		if err == nil {
@@ -112,7 +120,9 @@ func (l launcher) reach(dir *os.File, path string) (*net.UnixConn, int, error) {
 			time.Sleep(time.Duration(try+1) * 5 * time.Millisecond)
 			continue
 		}
-		if err := l.start(path); err != nil {
+		if err := l.start(path); errors.Is(err, errDied) && died < deaths {
+			died++
+		} else if err != nil {
 			return nil, -1, err
 		}
 	}

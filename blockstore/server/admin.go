@@ -67,6 +67,7 @@ var calls = map[string]caller{
 	}),
 	wire.CallMessage: with(func(_ context.Context, c *conn, m string) (any, error) { return nil, c.s.pool.Message(m) }),
 	wire.CallGrow:    with(func(_ context.Context, c *conn, size int64) (any, error) { return nil, c.s.pool.Resize(size) }),
+	wire.CallSettle:  func(_ context.Context, c *conn, _ json.RawMessage) (any, error) { return nil, c.s.pool.SettleAll() },
 	wire.CallTrim: func(ctx context.Context, c *conn, _ json.RawMessage) (any, error) {
 		if err := c.s.awaitSettled(ctx); err != nil {
 			return nil, err

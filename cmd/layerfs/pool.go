@@ -63,6 +63,16 @@ func withPool(dir string, use func(*client.Client) error) error {
 	return err
 }
 
+// withSettled is withPool for those who ask about blocks.
+func withSettled(dir string, use func(*client.Client) error) error {
+	return withPool(dir, func(p *client.Client) error {
+		if err := p.Settle(); err != nil {
+			return err
+		}
+		return use(p)
+	})
+}
+
 func poolCreate(args []string) error {
 	c := newCommand("pool create", false)
 	size := c.String("data-size", "100G", "")
@@ -139,7 +149,7 @@ func poolStatus(args []string) error {
 	if done, err := c.parse(args, 1, 1); done || err != nil {
 		return err
 	}
-	return withPool(c.Arg(0), func(p *client.Client) error {
+	return withSettled(c.Arg(0), func(p *client.Client) error {
 		s, err := p.Status()
 		switch {
 		case err != nil:

@@ -91,7 +91,7 @@ func thinList(args []string) error {
 	if done, err := c.parse(args, 1, 1); done || err != nil {
 		return err
 	}
-	return withPool(c.Arg(0), func(p *client.Client) error {
+	return withSettled(c.Arg(0), func(p *client.Client) error {
 		list, err := p.Devices()
 		if err != nil {
 			return err
@@ -176,7 +176,7 @@ func thinStatus(args []string) error {
 	if done, err := c.parse(args, 2, 2); done || err != nil {
 		return err
 	}
-	return withPool(c.Arg(0), func(p *client.Client) error {
+	return withSettled(c.Arg(0), func(p *client.Client) error {
 		d, err := p.Device(c.Arg(1))
 		if err != nil {
 			return err
