@@ -25,6 +25,7 @@ const (
 	CallDelete    = "delete"    // uint32
 	CallResize    = "resize"    // ResizeArgs
 	CallMessage   = "message"   // string
+	CallSettle    = "settle"    // every user assigns what it has written
 	CallGrow      = "grow"      // int64, bytes
 	CallTrim      = "trim"      //
 	CallWait      = "wait"      // blockstore.Event
