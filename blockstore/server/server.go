@@ -31,6 +31,7 @@ const (
 	// returnTime is how long clients of a former process have to come back.
 	returnTime = 10 * time.Second
 	lockTime   = 15 * time.Second
+	closeTime  = 3 * time.Second
 )
 
 // server is a running pool process.
@@ -62,7 +63,21 @@ func Run(dir string, ready func(error)) error {
 	s.awaitIdle()
 	_ = os.Remove(SocketName)
 	s.sock.Close()
-	return s.pool.Close()
+	return s.closePool()
+}
+
+// closePool closes the pool, but not for ever: badger repeats without end
+// what fails because somebody has removed its directory, or filled the disk.
+// By then all is durable in its log.
+func (s *server) closePool() error {
+	done := make(chan error, 1)
+	go func() { done <- s.pool.Close() }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(closeTime):
+		return errs.New(errs.Failed, "the index could not be closed in %s; what is in its log is read again by the next process", closeTime)
+	}
 }
 
 // start locks and opens the pool. The result is nil without an error when
