@@ -7,6 +7,8 @@ MANDIR  ?= $(PREFIX)/share/man
 SBINDIR ?= /sbin
 LOWER   ?= /
 ROUNDS  ?= 3
+# What to measure: union, pool.
+BENCH   ?= union pool
 FUZZTIME ?= 10m
 
 .PHONY: help
@@ -48,6 +50,11 @@ test-podman: ## Podman and Buildah on layerfs against fuse-overlayfs, rootful an
 	@$(MAKE) --no-print-directory build
 	@tests/podman/run.sh
 
+.PHONY: test-vm
+test-vm: ## a pool becomes a real dm-thin pool and comes back, in a virtual machine
+	@$(MAKE) --no-print-directory build
+	@LAYERFS='$(CURDIR)/bin/layerfs' tests/vm/run.sh
+
 .PHONY: lint
 lint: ## formatting, vet, and who may import whom
 	@test -z "$$(gofmt -l .)" || { echo "not formatted (gofmt -w .):"; gofmt -l .; exit 1; }
@@ -56,10 +63,10 @@ lint: ## formatting, vet, and who may import whom
 	go test ./internal/lint
 
 .PHONY: bench
-bench: ## layerfs, kernel overlay and fuse-overlayfs in turn on a fresh file system (root)
+bench: ## layerfs and its peers in turn on a fresh file system: unions, then pools (root)
 	@tests/need.sh bench
 	@$(MAKE) --no-print-directory build
-	@ROUNDS='$(ROUNDS)' tests/bench/bench.sh
+	@ROUNDS='$(ROUNDS)' tests/bench/bench.sh $(BENCH)
 
 .PHONY: install
 install: build ## binary, helpers for mount(8), manual page (PREFIX, DESTDIR)

@@ -92,6 +92,7 @@ func (p *Pool) Assign(id uint32, owner Owner, list []Assignment) error {
 		delete(p.reserved, a.Data)
 		p.setLocked(d, leaf, a.Virtual, leafEntry(a.Data, id))
 	}
+	p.spaceChangedLocked()
 	return nil
 }
 

@@ -364,6 +364,9 @@ func (y *history) run(ops int) {
 // are kept here.
 func TestModel(t *testing.T) {
 	ops := 30000
+	if testing.Short() {
+		ops = 3000
+	}
 	if s := os.Getenv("LAYERFS_TEST_OPS"); s != "" {
 		ops, _ = strconv.Atoi(s)
 	}

@@ -26,7 +26,7 @@ as_user() {
 	cp bin/layerfs "$D/u/layerfs"
 	CGO_ENABLED=0 go build -tags faults -o "$D/u/layerfs-faults" ./cmd/layerfs
 	install -d -m 700 -o 65534 -g 65534 "$D/u/home"
-	for p in ./tests ./tests/union ./tests/parity ./tests/data ./tests/security ./tests/resources ./tests/crash; do
+	for p in ./tests ./tests/union ./tests/parity ./tests/data ./tests/security ./tests/resources ./tests/crash ./tests/pool; do
 		[ -d "$p" ] || continue
 		name=$(basename "$p").test
 		go test -c -o "$D/u/$name" "$p"
@@ -69,7 +69,7 @@ leftovers() {
 leg "unit tests" go test $units
 leg "vet with faults" go vet -tags faults ./internal/sys ./cmd/layerfs
 # shellcheck disable=SC2086
-leg "unit tests, race detector" env CGO_ENABLED=1 go test -race $units
+leg "unit tests, race detector" env CGO_ENABLED=1 GORACE=atexit_sleep_ms=0 go test -race -short $units
 leg "end to end as $(id -un)" go test -p 1 -count=1 -timeout 12m ./tests/...
 [ "$(id -u)" != 0 ] || leg "end to end as an ordinary user" as_user
 leg "end to end, race detector" race

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# bench.sh: compares native, kernel overlay, layerfs, fuse-overlayfs and
+# bench.sh [union] [pool]: compares native, kernel overlay, layerfs, fuse-overlayfs and
 # unionfs-fuse (those that are there) on a fresh ext4 in a loop device. The
 # tree is Debian's minbase (cached in $LAYERFS_CACHE); with LAYERFS_BENCH_SHORT=1
-# a smaller one made up on the spot, in one round. Root only: it needs the loop
+# a smaller one made up on the spot, in one round. Then thin devices against
+# qcow2 (tests/bench/pool). Root only: it needs the loop
 # device, kernel overlay and dropped caches.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -34,4 +35,16 @@ if [ -z "$short" ]; then
 	fi
 	tar -C "$D/fs/lower" -xf "$cache/minbase.tar"
 fi
-"$D/bench" -dir "$D/fs" -layerfs "$PWD/bin/layerfs" -rounds "${ROUNDS:-3}" ${short:+-short}
+for what in "${@:-union pool}"; do
+	for w in $what; do
+		case $w in
+		union) "$D/bench" -dir "$D/fs" -layerfs "$PWD/bin/layerfs" -rounds "${ROUNDS:-3}" ${short:+-short} ;;
+		pool)
+			CGO_ENABLED=0 go build -o "$D/poolbench" ./tests/bench/pool
+			mkdir "$D/fs/pools"
+			"$D/poolbench" -dir "$D/fs/pools" -layerfs "$PWD/bin/layerfs" -rounds "${ROUNDS:-3}" ${short:+-short}
+			;;
+		*) echo "bench.sh: nothing called $w" >&2; exit 2 ;;
+		esac
+	done
+done
