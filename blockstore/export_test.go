@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"time"
 )
 
 // Machine is the disk of a computer that can lose its power at any step: an
@@ -24,6 +25,7 @@ type Machine struct {
 	down    bool
 	Free    int64 // bytes that the host has left
 	Punches int
+	Slow    bool // reads and writes of data begin late now and then; set before Boot
 }
 
 // Unit is the granularity of the simulated data file: written whole, with
@@ -182,7 +184,15 @@ func (m *Machine) close() error { return nil }
 // machineData is the data file of a Machine.
 type machineData Machine
 
+// dawdle widens the gap between looking a mapping up and using it.
+func (d *machineData) dawdle() {
+	if d.Slow && rand.IntN(20) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+}
+
 func (d *machineData) ReadAt(p []byte, off int64) (int, error) {
+	d.dawdle()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if (*Machine)(d).down {
@@ -195,6 +205,7 @@ func (d *machineData) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func (d *machineData) WriteAt(p []byte, off int64) (int, error) {
+	d.dawdle()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if off%Unit != 0 || len(p)%Unit != 0 || off+int64(len(p)) > d.size {
