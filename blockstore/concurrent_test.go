@@ -83,11 +83,12 @@ func churn(t *testing.T, v *volume.Volume, dev uint64, end time.Time) {
 		blockstore.Fill(buf[:n], word)
 		var err error
 		switch rng.IntN(8) {
-		case 0:
+		case 0, 1:
 			err = v.Discard(off, n)
-		case 1:
+		case 2, 3, 4:
 			err = v.Flush()
 		default:
+			v.GiveBack() // so that the block is one that was freed just now
 			_, err = v.WriteAt(buf[:n], off)
 		}
 		if err != nil {
@@ -101,6 +102,7 @@ func churnSnapshots(t *testing.T, p *blockstore.Pool, of string, end time.Time) 
 	for time.Now().Before(end) {
 		d, err := p.CreateDevice(blockstore.NewDevice{Name: of + "-snap", Of: of})
 		if err == nil {
+			time.Sleep(5 * time.Millisecond) // settling hides what is to be seen here
 			err = p.DeleteDevice(d.ID)
 		}
 		if err != nil {

@@ -113,6 +113,11 @@ func (p *Pool) CreateDevice(spec NewDevice) (DeviceInfo, error) {
 func (p *Pool) quiesce(spec NewDevice) (release func(), err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if !p.madeLocked(spec) {
+		if _, err := p.newIDLocked(spec); err != nil { // dm-thin looks at it first, too
+			return func() {}, err
+		}
+	}
 	origin, err := p.originLocked(spec)
 	if origin == nil || err != nil {
 		return func() {}, err
@@ -152,8 +157,8 @@ func (p *Pool) createLocked(spec NewDevice) (*device, error) {
 	if err := p.messagesLocked(); err != nil {
 		return nil, err
 	}
-	if d := p.devs[p.names[spec.Name]]; d != nil && d.rec.Name == spec.Name && spec.Nonce != "" && d.rec.Nonce == spec.Nonce {
-		return d, nil
+	if p.madeLocked(spec) {
+		return p.devs[p.names[spec.Name]], nil
 	}
 	id, err := p.newIDLocked(spec)
 	if err != nil {
@@ -189,6 +194,12 @@ func (p *Pool) createLocked(spec NewDevice) (*device, error) {
 	p.sb.NextDevice = max(p.sb.NextDevice, id+1)
 	p.touchLocked(d)
 	return d, nil
+}
+
+// madeLocked reports whether this very creation has happened already.
+func (p *Pool) madeLocked(spec NewDevice) bool {
+	id, ok := p.names[spec.Name]
+	return ok && spec.Nonce != "" && p.devs[id].rec.Nonce == spec.Nonce
 }
 
 // newIDLocked checks name and id of a device to be made, or finds an id:

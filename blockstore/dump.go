@@ -118,27 +118,45 @@ func (p *Pool) dumpNode(out *thinxml.Writer, id, base uint64, shared, origin boo
 // restored. No device may be open.
 func (p *Pool) SetExported() error {
 	p.mu.Lock()
-	if err := p.messagesLocked(); err != nil {
-		p.mu.Unlock()
+	err := p.exportableLocked()
+	if err == nil {
+		p.sb.Exported = true
+		p.dirtyLocked()
+	}
+	p.mu.Unlock()
+	if err != nil {
 		return err
 	}
-	for _, d := range p.devs {
-		if d.owner != nil {
-			p.mu.Unlock()
-			return errs.New(errs.Busy, "thin device %q is in use: %w", d.rec.Name, unix.EBUSY)
-		}
-	}
-	p.sb.Exported = true
-	p.dirtyLocked()
-	p.mu.Unlock()
 	if err := p.Commit(); err != nil {
 		return err
 	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.punch = bitmap{}
 	p.setModeLocked(p.loadedMode())
+	p.mu.Unlock()
+	p.wait(func() bool { return p.punching[1] == 0 })
 	return nil
+}
+
+func (p *Pool) exportableLocked() error {
+	if err := p.messagesLocked(); err != nil {
+		return err
+	}
+	for _, d := range p.devs {
+		if d.owner != nil {
+			return errs.New(errs.Busy, "thin device %q is in use: %w", d.rec.Name, unix.EBUSY)
+		}
+	}
+	return nil
+}
+
+// Unexport takes the mark away from a pool whose metadata nobody was given.
+func (p *Pool) Unexport() error {
+	p.mu.Lock()
+	p.sb.Exported = false
+	p.setModeLocked(p.loadedMode())
+	p.dirtyLocked()
+	p.mu.Unlock()
+	return p.Commit()
 }
 
 // Difference is a stretch of two devices.

@@ -186,7 +186,7 @@ type machineData Machine
 
 // dawdle widens the gap between looking a mapping up and using it.
 func (d *machineData) dawdle() {
-	if d.Slow && rand.IntN(20) == 0 {
+	if d.Slow && rand.IntN(4) == 0 {
 		time.Sleep(time.Millisecond)
 	}
 }

@@ -130,6 +130,10 @@ func (p *Pool) punchLoop() {
 func (p *Pool) punchAll() {
 	for {
 		p.mu.Lock()
+		if p.mode >= ReadOnly {
+			p.punch = bitmap{} // what is free here may not be for whoever has the data now
+			p.broadcastLocked()
+		}
 		from, to, ok := p.punch.run()
 		if !ok || p.closed {
 			p.mu.Unlock()
@@ -157,16 +161,19 @@ func (p *Pool) punchAll() {
 }
 
 // Trim gives back the space of every free block and returns when that is
-// done. The result is the number of bytes that the data file shrank by.
+// done.
 func (p *Pool) Trim() error {
 	p.mu.Lock()
-	if !p.noPunch {
+	err := p.messagesLocked()
+	if err == nil && !p.noPunch {
 		p.addFreeLocked()
 	}
 	p.broadcastLocked()
 	p.mu.Unlock()
-	p.waitPunched()
-	return nil
+	if err == nil {
+		p.waitPunched()
+	}
+	return err
 }
 
 // addFreeLocked adds every free block that may hold data to the set to punch.

@@ -3,10 +3,13 @@ package blockstore
 import (
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/layerfs/layerfs/blockstore/thinxml"
 	"github.com/layerfs/layerfs/internal/errs"
@@ -147,7 +150,7 @@ func build(dir, name, data string, xml io.Reader, side *Sidecar) error {
 	if err != nil {
 		return err
 	}
-	b := &builder{idx: idx, side: side, dataSize: fi.Size(), seen: map[[32]byte]uint64{}, owners: map[uint64][]uint32{}, next: 1}
+	b := &builder{idx: idx, side: side, dataSize: fi.Size(), seen: map[[32]byte]uint64{}, owners: map[uint64][]uint32{}, names: map[string]struct{}{}, next: 1}
 	err = thinxml.Read(xml, b)
 	if err == nil {
 		err = b.finish()
@@ -215,6 +218,7 @@ type builder struct {
 	batch    []record
 	records  []record
 	maxID    uint32
+	names    map[string]struct{}
 }
 
 func (b *builder) Superblock(sb thinxml.Superblock) error {
@@ -337,8 +341,24 @@ func (b *builder) EndDevice() error {
 	if err := checkName(rec.Name); err != nil {
 		return err
 	}
+	// What dm-thin made may have the number of another one's name.
+	for i, name := 2, rec.Name; b.taken(rec.ID, rec.Name); i++ {
+		rec.Name = fmt.Sprintf("%s-%d", name, i)
+	}
+	b.names[rec.Name] = struct{}{}
 	b.records = append(b.records, encodeJSON(deviceKey(rec.ID), rec))
 	return nil
+}
+
+// taken reports whether another device has the name, or will have it.
+func (b *builder) taken(id uint32, name string) bool {
+	for _, d := range b.side.Devices {
+		if d.Name == name && d.ID != id {
+			return true
+		}
+	}
+	_, used := b.names[name]
+	return used
 }
 
 // root finishes the tree of the device; nil when nothing is mapped.
@@ -383,13 +403,16 @@ func (b *builder) finish() error {
 // A directory that does not exist is empty.
 func DockerDevices(dir string) ([]SidecarDevice, error) {
 	entries, err := os.ReadDir(dir)
-	if os.IsNotExist(err) {
+	if os.IsNotExist(err) || errors.Is(err, unix.ENOTDIR) {
 		return nil, nil
 	} else if err != nil {
 		return nil, err
 	}
 	var out []SidecarDevice
 	for _, e := range entries {
+		if !e.Type().IsRegular() {
+			continue
+		}
 		raw, err := os.ReadFile(filepath.Join(dir, e.Name()))
 		if err != nil {
 			return nil, err

@@ -18,7 +18,7 @@
 // With structured replies zeros are sent as holes. Whether data is zeros is
 // seen from the data itself: asking the export first would cost every other
 // read something, and this costs them nothing. For clients that read without
-// asking for the block status a hole of 64 KiB comes three times as fast.
+// asking for the block status a hole of 64 KiB comes up to three times as fast.
 //
 // A request that is refused changes nothing but has its payload drained, so
 // that the stream stays in step. Only a bad magic ends the connection, as

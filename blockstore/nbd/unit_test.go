@@ -12,7 +12,7 @@ import (
 )
 
 func TestInbuf(t *testing.T) {
-	data := pattern(3*inbufSize + 77)
+	data := pattern(5*inbufSize + 77)
 	for name, src := range map[string]io.Reader{
 		"whole": bytes.NewReader(data), "bytes": iotest.OneByteReader(bytes.NewReader(data)),
 		"halves": iotest.HalfReader(bytes.NewReader(data)), "eof with data": iotest.DataErrReader(bytes.NewReader(data)),
@@ -24,10 +24,10 @@ func TestInbuf(t *testing.T) {
 			require.True(t, bytes.Equal(data[pos:pos+n], p), "%s: read %d", name, i)
 			pos += n
 		}
-		p := make([]byte, 1000)
+		p := make([]byte, inbufSize+1000)
 		require.NoError(t, b.read(p))
-		require.True(t, bytes.Equal(data[pos:pos+1000], p))
-		pos += 1000
+		require.True(t, bytes.Equal(data[pos:pos+len(p)], p))
+		pos += len(p)
 		_, err := b.peek(28)
 		require.NoError(t, err)
 		if name == "whole" {

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -150,9 +151,17 @@ func (s *server) dump(export bool) (any, error) {
 			return nil, err
 		}
 	}
+	name, err := s.writeDump()
+	if err != nil && export {
+		return nil, errors.Join(err, s.pool.Unexport())
+	}
+	return name, err
+}
+
+func (s *server) writeDump() (name string, err error) {
 	f, err := os.CreateTemp(".", DumpPrefix)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	defer f.Close()
 	side, err := s.pool.Dump(f)
@@ -161,9 +170,8 @@ func (s *server) dump(export bool) (any, error) {
 	}
 	if err != nil {
 		_ = os.Remove(f.Name())
-		return nil, err
 	}
-	return filepath.Base(f.Name()), nil
+	return filepath.Base(f.Name()), err
 }
 
 // shutdown ends the process, unless a device is open.

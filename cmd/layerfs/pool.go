@@ -268,6 +268,13 @@ func poolRestore(args []string) error {
 	if err != nil {
 		return err
 	}
+	if _, err := os.Lstat(filepath.Join(c.Arg(0), "index")); err == nil {
+		unlock, err := stopPool(c.Arg(0))
+		if err != nil {
+			return err
+		}
+		defer unlock()
+	}
 	if *metadata == "" {
 		return blockstore.Restore(c.Arg(0), *data, os.Stdin, side)
 	}
@@ -284,7 +291,7 @@ func findSidecar(path, data string) (*blockstore.Sidecar, error) {
 		return blockstore.ReadSidecar(path)
 	}
 	side, err := blockstore.ReadSidecar(blockstore.SidecarPath(data))
-	if err != nil || len(side.Devices) > 0 {
+	if _, absent := os.Lstat(blockstore.SidecarPath(data)); err != nil || absent == nil {
 		return side, err
 	}
 	side.Devices, err = blockstore.DockerDevices(filepath.Join(filepath.Dir(data), "..", "metadata"))
