@@ -74,9 +74,36 @@ func (v *victim) ended() {
 		"the pool process does not end")
 }
 
-// crash starts the writers, lets hit strike them, and returns when nothing
-// of them is left.
-func (v *victim) crash(hit func()) {
+// soon is some moment.
+func (v *victim) soon() <-chan time.Time {
+	return time.After(time.Duration(30+v.rng.IntN(400)) * time.Millisecond)
+}
+
+// rotated is when badger has begun another log, with the last one not yet
+// in a table perhaps: what was acknowledged is in both.
+func (v *victim) rotated() <-chan time.Time {
+	first := ""
+	ch := make(chan time.Time, 1)
+	go func() {
+		for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+			logs, _ := filepath.Glob(filepath.Join(v.dir, "index", "*.mem"))
+			if first == "" && len(logs) > 0 {
+				first = logs[len(logs)-1]
+			}
+			if len(logs) > 0 && logs[len(logs)-1] > first {
+				ch <- time.Now()
+				return
+			}
+		}
+		v.t.Error("the log never rotated")
+		ch <- time.Now()
+	}()
+	return ch
+}
+
+// crash starts the writers, lets hit strike them when it is time, and returns
+// when nothing of them is left.
+func (v *victim) crash(when func() <-chan time.Time, hit func()) {
 	t := v.t
 	v.gen++
 	cmd := exec.Command(os.Args[0], "writers", v.dir, harness.Bin(), fmt.Sprint(v.rng.Uint64()), fmt.Sprint(v.gen))
@@ -94,7 +121,7 @@ func (v *victim) crash(hit func()) {
 			lines <- s.Text()
 		}
 	}()
-	at := time.After(time.Duration(30+v.rng.IntN(400)) * time.Millisecond)
+	at := when()
 	alive := true
 	for alive {
 		select {
@@ -137,7 +164,7 @@ func TestKilled(t *testing.T) {
 	e := harness.New(t)
 	v := newVictim(t, e.P("pool"))
 	for range cuts(8) {
-		v.crash(func() {})
+		v.crash(v.soon, func() {})
 		v.verify()
 	}
 	v.finish()
@@ -174,8 +201,12 @@ func TestPowerCut(t *testing.T) {
 			t.Cleanup(func() { _ = unix.Unmount(e.P("fs"), unix.MNT_DETACH) })
 			v := newVictim(t, e.P("fs", "pool"))
 			e.Sh("sync -f fs")
-			for range cuts(4) {
-				v.crash(func() {
+			for i := range cuts(4) {
+				when := v.soon
+				if i == 0 {
+					when = v.rotated
+				}
+				v.crash(when, func() {
 					at, err := unix.Open(v.dir, unix.O_RDONLY, 0)
 					require.NoError(t, err)
 					defer unix.Close(at)

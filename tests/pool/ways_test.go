@@ -83,7 +83,7 @@ func TestServerLosesPool(t *testing.T) {
 	harness.RequireTool(t, "fio", "fio")
 	e := harness.New(t)
 	ok(e, "pool", "create", e.P("p"), "--data-size", "2G")
-	ok(e, "thin", "create", e.P("p"), "a", "--size", "256M")
+	ok(e, "thin", "create", e.P("p"), "a", "--size", "64M")
 	uri := serve(e)
 	cmd := exec.Command("fio", "--name=v", "--ioengine=nbd", "--uri="+uri("a"), "--rw=randwrite", "--bs=16k", "--size=100%",
 		"--iodepth=4", "--verify=crc32c", "--verify_fatal=1", "--fsync=64")
@@ -147,7 +147,7 @@ func TestFuse2fs(t *testing.T) {
 	unmount := mountPool(e)
 	e.Sh("mkfs.ext4 -q m/base; mkdir fs; fuse2fs m/base fs -o fakeroot")
 	t.Cleanup(func() { detach(e, "fs") })
-	e.Sh("echo hello > fs/hello; cp -r /etc/default fs/; fusermount3 -u fs || umount fs")
+	e.Sh("echo hello > fs/hello; cp -r /usr/share/common-licenses fs/; fusermount3 -u fs || umount fs")
 	require.True(t, harness.Eventually(harness.Moment, func() bool { return len(harness.Daemons("m/base")) == 0 }))
 	e.Sh("e2fsck -fn m/base >/dev/null")
 	require.True(t, harness.Eventually(harness.Moment, func() bool { return e.Layerfs("thin", "snap", e.P("p"), "base", "c1").Code == 0 }))
