@@ -100,6 +100,11 @@ func (c *Client) connect() error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.closed {
+		conn.close() // Close has not seen it
+		data.Close()
+		return errClosed
+	}
 	if c.data == nil {
 		c.data = data
 	} else {

@@ -276,11 +276,18 @@ func (s *server) awaitIdle() {
 	}
 }
 
+// removed reports whether somebody has removed the pool under us, which is
+// our working directory. Badger would try to write to it for ever.
+func removed() bool {
+	_, err := os.Lstat(LockName)
+	return os.IsNotExist(err)
+}
+
 func (s *server) mayEnd() bool {
 	idle := s.pool.Idle()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	told := false
+	told := removed()
 	select {
 	case <-s.stopped:
 		told = true
