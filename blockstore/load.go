@@ -25,6 +25,7 @@ func (p *Pool) load() error {
 		return err
 	}
 	p.sb = sb
+	p.beginInstance()
 	if p.blockSize == 0 {
 		p.blockSize = int64(sb.Options.BlockSize)
 	}
@@ -45,6 +46,25 @@ func (p *Pool) load() error {
 	}
 	p.setModeLocked(p.loadedMode())
 	return p.sweepOrphans(&w)
+}
+
+// beginInstance gives the pool a new instance, once.
+func (p *Pool) beginInstance() {
+	if p.instance == "" {
+		p.instance = newUUID()
+	}
+	if p.sb.Instance != "" && p.sb.Instance != p.instance {
+		past := append(p.sb.Past, Instance{p.sb.Instance, p.sb.Seq})
+		p.sb.Past = past[max(0, len(past)-maxPast):]
+	}
+	p.sb.Instance = p.instance
+}
+
+// Instances returns what this one is called and the ones before it.
+func (p *Pool) Instances() (id string, past []Instance) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.instance, p.sb.Past
 }
 
 func (p *Pool) loadedMode() (Mode, error) {

@@ -15,7 +15,8 @@ type Pool struct {
 	data DataFile
 	stop chan struct{} // closed by Close
 
-	blockSize int64 // bytes; immutable
+	blockSize int64  // bytes; immutable
+	instance  string // immutable
 	busy      sync.WaitGroup
 
 	growing  sync.Mutex // one growth of the data file at a time

@@ -20,7 +20,22 @@ type superblock struct {
 	NeedsCheck bool     `json:"needs_check,omitempty"`
 	Exported   bool     `json:"exported,omitempty"`
 	Held       *heldSet `json:"held,omitempty"`
+	// Instance is the process that wrote it, and Past those before, with the
+	// last transaction that each made durable. Transactions that one did not
+	// have the same numbers as other ones of the next.
+	Instance string     `json:"instance,omitempty"`
+	Past     []Instance `json:"past,omitempty"`
 }
+
+// Instance is a time for which a pool was open.
+type Instance struct {
+	ID  string `json:"id"`
+	Seq uint64 `json:"seq"` // its last durable transaction
+}
+
+// maxPast bounds the instances that are remembered. A client that outlives
+// more of them without a word to any has lost what it had not flushed.
+const maxPast = 64
 
 const (
 	poolMagic  = "layerfs pool"

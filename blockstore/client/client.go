@@ -31,16 +31,17 @@ type Client struct {
 
 	reconnecting sync.Mutex
 
-	mu      sync.Mutex
-	conn    *conn // the connection in use
-	volumes map[uint32]*volume.Volume
-	names   map[uint32]string // of the volumes
-	journal journal
-	lock    *os.File // our lock file, held while we may have unassigned blocks
-	data    blockstore.DataFile
-	welcome wire.Welcome
-	dead    error // the pool could not be reached any more
-	closed  bool
+	mu       sync.Mutex
+	conn     *conn // the connection in use
+	volumes  map[uint32]*volume.Volume
+	names    map[uint32]string // of the volumes
+	journal  journal
+	lock     *os.File // our lock file, held while we may have unassigned blocks
+	lockName string   // its path
+	data     blockstore.DataFile
+	welcome  wire.Welcome
+	dead     error // the pool could not be reached any more
+	closed   bool
 
 	freed atomic.Uint64
 }
@@ -259,24 +260,31 @@ func (c *Client) takeLock() error {
 	if c.lock != nil {
 		return nil
 	}
-	name := filepath.Join(c.path, server.ClientPrefix+nonce())
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_CLOEXEC, 0o600)
+	id := nonce()
+	name := filepath.Join(c.path, server.ClientPrefix+id)
+	// A process that starts just now takes a file that nobody holds for one
+	// that was left: it gets its name when it is locked.
+	f, err := os.OpenFile(filepath.Join(c.path, "new-"+id), os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return fmt.Errorf("lock file of a client: %w", err)
 	}
-	if err := sys.Flock(int(f.Fd())); err != nil {
-		os.Remove(name)
+	err = sys.Flock(int(f.Fd()))
+	if err == nil {
+		err = os.Rename(f.Name(), name)
+	}
+	if err != nil {
+		os.Remove(f.Name())
 		f.Close()
 		return err
 	}
-	c.lock = f
+	c.lock, c.lockName = f, name
 	return nil
 }
 
 // dropLock removes the lock file. mu is held.
 func (c *Client) dropLock() {
 	if c.lock != nil {
-		_ = os.Remove(c.lock.Name())
+		_ = os.Remove(c.lockName)
 		c.lock.Close()
 		c.lock = nil
 	}

@@ -19,16 +19,26 @@ type conn struct {
 	wire *wire.Conn
 	gone chan struct{} // closed when the connection has ended
 
+	instance string // of the pool; set before the connection is used
+
 	mu      sync.Mutex
 	nextID  uint64
-	waiting map[uint64]chan wire.Frame
+	waiting map[uint64]call
 	ended   bool
+}
+
+// call is a request that waits for its answer.
+type call struct {
+	answer chan wire.Frame
+	// first, unless nil, sees an answer before anybody can know that the
+	// connection ended after it.
+	first func(body []byte)
 }
 
 // newConn starts to receive; other is called, in order, with frames that are
 // no answers, and must not wait; ended when the connection has ended.
 func newConn(sock *net.UnixConn, other func(*conn, wire.Frame), ended func(*conn)) *conn {
-	c := &conn{wire: wire.NewConn(sock), gone: make(chan struct{}), waiting: map[uint64]chan wire.Frame{}}
+	c := &conn{wire: wire.NewConn(sock), gone: make(chan struct{}), waiting: map[uint64]call{}}
 	go func() {
 		c.receive(other)
 		ended(c)
@@ -50,12 +60,16 @@ func (c *conn) receive(other func(*conn, wire.Frame)) {
 			continue
 		}
 		c.mu.Lock()
-		ch := c.waiting[f.ID]
+		w, ok := c.waiting[f.ID]
 		delete(c.waiting, f.ID)
 		c.mu.Unlock()
-		if ch != nil {
-			ch <- f
+		if !ok {
+			continue
 		}
+		if w.first != nil && f.Kind == wire.Answer {
+			w.first(f.Body)
+		}
+		w.answer <- f
 	}
 }
 
@@ -71,6 +85,11 @@ func (c *conn) end() {
 // ends the request is cancelled, and its answer still awaited: what was
 // reserved meanwhile must not get lost.
 func (c *conn) roundTrip(ctx context.Context, kind wire.Kind, body []byte) ([]byte, error) {
+	return c.roundTripFirst(ctx, kind, body, nil)
+}
+
+// roundTripFirst is roundTrip; see call.first.
+func (c *conn) roundTripFirst(ctx context.Context, kind wire.Kind, body []byte, first func([]byte)) ([]byte, error) {
 	ch := make(chan wire.Frame, 1)
 	c.mu.Lock()
 	if c.ended {
@@ -79,7 +98,7 @@ func (c *conn) roundTrip(ctx context.Context, kind wire.Kind, body []byte) ([]by
 	}
 	c.nextID++
 	id := c.nextID
-	c.waiting[id] = ch
+	c.waiting[id] = call{ch, first}
 	c.mu.Unlock()
 	if c.wire.Send(wire.Frame{Kind: kind, ID: id, Body: body}) != nil {
 		c.wire.Close()

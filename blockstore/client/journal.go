@@ -24,7 +24,8 @@ type entry struct {
 	id          uint32
 	list        []blockstore.Assignment // of Assign
 	from, count uint64                  // of the others
-	seq         uint64                  // the transaction it belongs to; 0: not answered yet
+	instance    string                  // the process that answered
+	seq         uint64                  // the transaction it belongs to there; 0: not answered yet
 }
 
 func (j *journal) init() { j.reserved = map[uint64]struct{}{} }
@@ -37,11 +38,12 @@ func (j *journal) begin(e *entry) {
 	j.entries = append(j.entries, e)
 }
 
-// answered notes that e belongs to transaction seq, which is never 0.
-func (j *journal) answered(e *entry, seq uint64) {
+// answered notes that e belongs to transaction seq, which is never 0, of an
+// instance of the pool.
+func (j *journal) answered(e *entry, instance string, seq uint64) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	e.seq = seq
+	e.instance, e.seq = instance, seq
 	for _, a := range e.list {
 		delete(j.reserved, a.Data)
 	}
@@ -68,11 +70,24 @@ func (j *journal) removeLocked(which func(*entry) bool) {
 	j.entries = slices.DeleteFunc(j.entries, which)
 }
 
-// durable forgets what is durable with transaction seq.
-func (j *journal) durable(seq uint64) {
+// durable forgets what is durable with transaction seq of an instance.
+func (j *journal) durable(instance string, seq uint64) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.removeLocked(func(e *entry) bool { return e.seq != 0 && e.seq <= seq })
+	j.removeLocked(func(e *entry) bool { return e.seq != 0 && e.seq <= seq && e.instance == instance })
+}
+
+// outlived forgets what the instances that are past made durable; of the
+// rest none that lives has heard.
+func (j *journal) outlived(past []blockstore.Instance) {
+	for _, i := range past {
+		j.durable(i.ID, i.Seq)
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, e := range j.entries {
+		e.seq = 0
+	}
 }
 
 // of lists the changes of a device that are not known to be durable.
@@ -113,15 +128,12 @@ func (j *journal) unreserve(blocks []uint64) {
 	}
 }
 
-// replay tells a new process, which began with transaction start, all that
-// came after it.
-func (j *journal) replay(c *conn, start uint64) error {
-	j.durable(start)
+// replay tells a new process all that no durable transaction of those before
+// it has.
+func (j *journal) replay(c *conn, w *wire.Welcome) error {
+	j.outlived(w.Past)
 	j.mu.Lock()
 	entries := slices.Clone(j.entries)
-	for _, e := range entries {
-		e.seq = 0 // a number of the process that died
-	}
 	blocks := make(map[uint64]struct{}, len(j.reserved))
 	for b := range j.reserved {
 		blocks[b] = struct{}{}
@@ -135,7 +147,7 @@ func (j *journal) replay(c *conn, start uint64) error {
 		if err != nil {
 			return err
 		}
-		j.answered(e, seq)
+		j.answered(e, w.Instance, seq)
 	}
 	if len(blocks) == 0 {
 		return nil

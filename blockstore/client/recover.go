@@ -118,7 +118,7 @@ func (c *Client) introduce(conn *conn, data blockstore.DataFile) error {
 	c.mu.Lock()
 	hello := wire.Hello{}
 	if c.lock != nil {
-		hello.Lock = filepath.Base(c.lock.Name())
+		hello.Lock = filepath.Base(c.lockName)
 	}
 	names := make(map[uint32]string, len(c.names))
 	for id, name := range c.names {
@@ -136,6 +136,7 @@ func (c *Client) introduce(conn *conn, data blockstore.DataFile) error {
 	c.mu.Lock()
 	c.welcome = w
 	c.mu.Unlock()
+	conn.instance = w.Instance
 	c.freed.Store(w.Freed)
 	for id, name := range names {
 		var info blockstore.DeviceInfo
@@ -146,7 +147,7 @@ func (c *Client) introduce(conn *conn, data blockstore.DataFile) error {
 			return errs.New(errs.Corrupt, "device %q has become another one", name)
 		}
 	}
-	if err := c.journal.replay(conn, w.Start); err != nil {
+	if err := c.journal.replay(conn, &w); err != nil {
 		return err
 	}
 	return adminOn(conn, wire.CallRecovered, nil, nil)
@@ -183,7 +184,7 @@ func (c *Client) asked(conn *conn, f wire.Frame) {
 		c.mu.Unlock()
 		if current {
 			c.freed.Store(w[1])
-			c.journal.durable(w[0])
+			c.journal.durable(conn.instance, w[0])
 		}
 	case f.Kind == wire.Settle && len(w) == 1:
 		go c.reply(conn, f.ID, func(v *volume.Volume) error { return v.Settle() }, w[0])

@@ -94,29 +94,24 @@ func (s *service) Reserve(ctx context.Context, n int) ([]blockstore.Grant, error
 		if err != nil {
 			return nil, err
 		}
-		body, err := s.once(ctx, conn, wire.Reserve, wire.Words(uint64(n)))
+		// The journal has the blocks before it can be repeated to a next
+		// process.
+		body, err := conn.roundTripFirst(ctx, wire.Reserve, wire.Words(uint64(n)), func(body []byte) {
+			if grants, err := wire.ParseGrants(body); err == nil {
+				s.journal.reserve(grants)
+			}
+		})
 		if errors.Is(err, errGone) {
+			if err := s.client().reconnect(conn); err != nil {
+				return nil, err
+			}
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		grants, err := wire.ParseGrants(body)
-		s.journal.reserve(grants)
-		if err != nil || conn.alive() {
-			return grants, err
-		}
-		// The next process may or may not have been told of them in time.
-		s.Return(blocksOf(grants))
+		return wire.ParseGrants(body)
 	}
-}
-
-func blocksOf(grants []blockstore.Grant) []uint64 {
-	out := make([]uint64, len(grants))
-	for i, g := range grants {
-		out[i] = g.Block
-	}
-	return out
 }
 
 func (s *service) Return(blocks []uint64) {
@@ -164,7 +159,7 @@ func (s *service) change(e *entry, body []byte) error {
 			s.journal.drop(e)
 			return err
 		}
-		s.journal.answered(e, w[0])
+		s.journal.answered(e, conn.instance, w[0])
 		return nil
 	}
 }
@@ -219,7 +214,7 @@ func (s *service) Flush(id uint32, list []blockstore.Assignment) error {
 			}
 		}
 		if err != nil {
-			s.settleFailed(e, list)
+			s.settleFailed(conn, e, list)
 			return err
 		}
 		for _, e := range pending {
@@ -231,15 +226,18 @@ func (s *service) Flush(id uint32, list []blockstore.Assignment) error {
 
 // settleFailed finds out whether a flush that failed has assigned its list:
 // adopting what is assigned already changes nothing.
-func (s *service) settleFailed(e *entry, list []blockstore.Assignment) {
+func (s *service) settleFailed(conn *conn, e *entry, list []blockstore.Assignment) {
 	if len(list) == 0 {
 		return
 	}
-	answer, err := s.client().do(context.Background(), wire.Adopt, wire.AssignBody(e.id, list))
+	answer, err := conn.roundTrip(context.Background(), wire.Adopt, wire.AssignBody(e.id, list))
+	if errors.Is(err, errGone) {
+		return // the journal tells the next process
+	}
 	if err != nil {
 		s.journal.drop(e)
-	} else if w, err := wire.ParseWords(answer, 1); err == nil && w[0] != 0 {
-		s.journal.answered(e, w[0])
+	} else if w, err := wire.ParseWords(answer, 1); err == nil {
+		s.journal.answered(e, conn.instance, w[0])
 	}
 }
 

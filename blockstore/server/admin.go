@@ -88,8 +88,10 @@ var calls = map[string]caller{
 func hello(_ context.Context, c *conn, h wire.Hello) (any, error) {
 	c.lock = h.Lock
 	st := c.s.pool.Status()
-	return wire.Welcome{UUID: st.UUID, BlockSize: st.BlockSize, SkipZeroing: st.Options.SkipZeroing,
-		Start: c.s.start, Freed: c.s.pool.Freed(), PID: os.Getpid()}, nil
+	w := wire.Welcome{UUID: st.UUID, BlockSize: st.BlockSize, SkipZeroing: st.Options.SkipZeroing,
+		Freed: c.s.pool.Freed(), PID: os.Getpid()}
+	w.Instance, w.Past = c.s.pool.Instances()
+	return w, nil
 }
 
 func trace(_ context.Context, c *conn, a wire.TraceArgs) (any, error) {

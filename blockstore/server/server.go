@@ -36,9 +36,8 @@ const (
 
 // server is a running pool process.
 type server struct {
-	pool  *blockstore.Pool
-	sock  *net.UnixListener
-	start uint64 // the transaction that was durable when the pool was opened
+	pool *blockstore.Pool
+	sock *net.UnixListener
 	// settled is closed when all clients of a former process are back.
 	settled chan struct{}
 
@@ -99,7 +98,6 @@ func start(dir string) (s *server, unlock func(), err error) {
 	if s.pool, err = blockstore.Open("."); err != nil {
 		return nil, nil, err
 	}
-	s.start = s.pool.Durable()
 	if s.sock, err = listen(); err != nil {
 		s.pool.Close()
 		return nil, nil, err

@@ -51,11 +51,11 @@ type Welcome struct {
 	UUID        string `json:"uuid"`
 	BlockSize   int64  `json:"block_size"` // bytes
 	SkipZeroing bool   `json:"skip_zeroing"`
-	// Start is the transaction that was durable when this process began.
-	// Only up to there do the numbers of an earlier process mean the same.
-	Start uint64 `json:"start"`
-	Freed uint64 `json:"freed"`
-	PID   int    `json:"pid"`
+	// Instance is this process, Past those before it.
+	Instance string                `json:"instance"`
+	Past     []blockstore.Instance `json:"past"`
+	Freed    uint64                `json:"freed"`
+	PID      int                   `json:"pid"`
 }
 
 // ResizeArgs sets a device's size in bytes.
