@@ -389,3 +389,31 @@ func TestModel(t *testing.T) {
 		})
 	}
 }
+
+// TestEveryStep crashes one short history at each of its steps in turn.
+func TestEveryStep(t *testing.T) {
+	for crash := 1; ; crash++ {
+		m := blockstore.NewMachine(uint64(crash), 400)
+		require.NoError(t, m.Format(blockstore.Options{DataSize: 400 * blockstore.MinBlockSize}))
+		y := &history{t: t, rng: rand.New(rand.NewPCG(7, 7)), m: m, devs: map[string]*plain{}, unsure: map[string]*plain{},
+			buf: make([]byte, devUnits*unit)}
+		y.boot()
+		m.Plan(crash, 0)
+		for range 60 {
+			if err := y.step(); m.Down() {
+				break
+			} else {
+				require.NoError(t, err)
+			}
+		}
+		done := !m.Down()
+		y.recover()
+		y.h.closeAll()
+		require.NoError(t, y.h.p.Close())
+		if done {
+			t.Logf("%d steps", crash-1)
+			require.Greater(t, crash, 50)
+			return
+		}
+	}
+}
