@@ -87,8 +87,12 @@ func (c *Client) Close() error {
 		all = errors.Join(all, c.closeVolume(id))
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.closed = true
+	c.mu.Unlock()
+	c.reconnecting.Lock() // who is at it stops
+	defer c.reconnecting.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.conn != nil {
 		c.conn.close()
 	}

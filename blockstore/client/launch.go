@@ -97,11 +97,15 @@ func dial(dir *os.File) (*net.UnixConn, error) {
 }
 
 // reach returns a connection on which the greeting has passed, and the
-// descriptor that came with it.
-func (l launcher) reach(dir *os.File, path string) (*net.UnixConn, int, error) {
+// descriptor that came with it. It gives up when closed says that nobody
+// wants it any more.
+func (l launcher) reach(dir *os.File, path string, closed func() bool) (*net.UnixConn, int, error) {
 	var last error
 	died := 0
 	for try := range 20 {
+		if closed() {
+			return nil, -1, errClosed
+		}
 		sock, err := dial(dir)
 		if err == nil {
 			var fd int

@@ -84,10 +84,16 @@ func (c *Client) lostConnection(old *conn) {
 	}
 }
 
+func (c *Client) isClosed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closed
+}
+
 // connect reaches the pool process and tells it what it may have forgotten.
 // The connection serves others only when that is done.
 func (c *Client) connect() error {
-	sock, fd, err := c.launcher.reach(c.dir, c.path)
+	sock, fd, err := c.launcher.reach(c.dir, c.path, c.isClosed)
 	if err != nil {
 		return err
 	}
