@@ -149,6 +149,7 @@ func (p *Pool) Return(owner Owner, blocks []uint64) {
 		}
 	}
 	p.spaceChangedLocked()
+	p.broadcastLocked() // there may be something to punch
 }
 
 // ReturnAll gives everything back that is reserved for owner, who has gone.
@@ -161,6 +162,7 @@ func (p *Pool) ReturnAll(owner Owner) {
 		}
 	}
 	p.spaceChangedLocked()
+	p.broadcastLocked() // there may be something to punch
 }
 
 func (p *Pool) unreserveLocked(b uint64) {
