@@ -24,6 +24,7 @@ func (p *Pool) Reserve(ctx context.Context, owner Owner, n int) ([]Grant, error)
 		}
 		blocks := p.takeLocked(owner, n)
 		coming := p.open.frees() || p.sealed != nil || len(p.reclaim) > 0
+		punching := p.refs.free() > 0 && p.punching[1] != 0
 		p.mu.Unlock()
 		if len(blocks) > 0 {
 			return p.grants(blocks), nil
@@ -36,6 +37,9 @@ func (p *Pool) Reserve(ctx context.Context, owner Owner, n int) ([]Grant, error)
 				return nil, err
 			}
 			p.waitReclaimed()
+			continue
+		case punching:
+			p.wait(func() bool { return p.punching[1] == 0 })
 			continue
 		case p.extend(true):
 			continue

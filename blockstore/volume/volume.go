@@ -53,6 +53,7 @@ type Volume struct {
 	lost    error // changes were lost; the next Flush says so
 	closed  bool
 	timer   *time.Timer
+	armed   bool // tick will come
 }
 
 // Config describes a device to New.
@@ -180,6 +181,9 @@ func (v *Volume) send(list []blockstore.Assignment, flush bool) (err error) {
 // tick pushes what has been pending for a while and gives back what is
 // reserved and not used.
 func (v *Volume) tick() {
+	v.mu.Lock()
+	v.armed = false
+	v.mu.Unlock()
 	if err := v.push(false); err != nil {
 		v.fail(err)
 	}

@@ -131,9 +131,10 @@ func (v *Volume) reserve(ctx context.Context, n int) ([]blockstore.Grant, error)
 
 // armLocked sees to it that tick comes.
 func (v *Volume) armLocked() {
-	if v.closed {
+	if v.closed || v.armed {
 		return
 	}
+	v.armed = true
 	if v.timer == nil {
 		v.timer = time.AfterFunc(pushInterval, v.tick)
 		return
