@@ -54,6 +54,7 @@ type Volume struct {
 	closed  bool
 	timer   *time.Timer
 	armed   bool // tick will come
+	busy    bool // reserved blocks were used since the last one
 }
 
 // Config describes a device to New.
@@ -182,12 +183,18 @@ func (v *Volume) send(list []blockstore.Assignment, flush bool) (err error) {
 // reserved and not used.
 func (v *Volume) tick() {
 	v.mu.Lock()
-	v.armed = false
+	busy := v.busy
+	v.armed, v.busy = false, false
+	if busy {
+		v.armLocked()
+	}
 	v.mu.Unlock()
 	if err := v.push(false); err != nil {
 		v.fail(err)
 	}
-	v.GiveBack()
+	if !busy {
+		v.GiveBack()
+	}
 }
 
 // fail keeps an error for the next Flush, as the page cache does.

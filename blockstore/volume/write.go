@@ -122,6 +122,7 @@ func (v *Volume) reserve(ctx context.Context, n int) ([]blockstore.Grant, error)
 		v.grants = append(v.grants, grants...)
 		v.armLocked()
 	}
+	v.busy = true
 	n = min(n, len(v.grants))
 	taken := v.grants[:n:n]
 	v.grants = v.grants[n:]
