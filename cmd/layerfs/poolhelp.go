@@ -156,7 +156,8 @@ Example:
 `,
 	"thin ls": `Usage: layerfs thin ls [--json] POOL
 
-Lists the devices: what they map, and what no other device maps.
+Lists the devices: what they map, and what no other device maps. With --json
+all amounts are in bytes; mapped_blocks and exclusive_blocks are there besides.
 
 Example:
   layerfs thin ls /pool

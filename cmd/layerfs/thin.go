@@ -96,15 +96,16 @@ func thinList(args []string) error {
 		if err != nil {
 			return err
 		}
-		if c.json {
-			if list == nil {
-				list = []blockstore.DeviceInfo{}
-			}
-			return printJSON(list)
-		}
 		st, err := p.Status()
 		if err != nil {
 			return err
+		}
+		if c.json {
+			out := make([]deviceJSON, len(list))
+			for i, d := range list {
+				out[i] = inBytes(d, st.BlockSize)
+			}
+			return printJSON(out)
 		}
 		w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(w, "ID\tNAME\tSIZE\tMAPPED\tEXCLUSIVE\tPARENT")
@@ -114,6 +115,20 @@ func thinList(args []string) error {
 		}
 		return w.Flush()
 	})
+}
+
+// deviceJSON is a device as listings show it: all amounts in bytes, and the
+// blocks besides.
+type deviceJSON struct {
+	blockstore.DeviceInfo
+	Mapped          int64  `json:"mapped"`
+	Exclusive       int64  `json:"exclusive"`
+	MappedBlocks    uint64 `json:"mapped_blocks"`
+	ExclusiveBlocks uint64 `json:"exclusive_blocks"`
+}
+
+func inBytes(d blockstore.DeviceInfo, blockSize int64) deviceJSON {
+	return deviceJSON{d, int64(d.Mapped) * blockSize, int64(d.Exclusive) * blockSize, d.Mapped, d.Exclusive}
 }
 
 func dash(s string) string {
@@ -181,12 +196,12 @@ func thinStatus(args []string) error {
 		if err != nil {
 			return err
 		}
-		if c.json {
-			return printJSON(d)
-		}
 		st, err := p.Status()
 		if err != nil {
 			return err
+		}
+		if c.json {
+			return printJSON(inBytes(d, st.BlockSize))
 		}
 		perBlock := uint64(st.BlockSize / blockstore.SectorSize)
 		highest := "-"

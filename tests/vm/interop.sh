@@ -153,7 +153,7 @@ like_guest() {
 	same "the pool's length, transaction id and data blocks" "$(results pool | core)" "$(pool status --dm "$1" | core)"
 	same "mapped and exclusive blocks of the devices" \
 		"$(thin_ls --no-headers -o DEV,MAPPED_BLOCKS,EXCLUSIVE_BLOCKS metadata | awk '{print $1, $2, $3}')" \
-		"$(thin ls --json "$1" | tr -d ' ",' | awk -F : '$1 == "id" {id = $2} $1 == "mapped" {m = $2} $1 == "exclusive" {print id, m, $2}')"
+		"$(thin ls --json "$1" | tr -d ' ",' | awk -F : '$1 == "id" {id = $2} $1 == "mapped_blocks" {m = $2} $1 == "exclusive_blocks" {print id, m, $2}')"
 	# Nothing outside the kernel knew how large a device of its own is.
 	for id in "$KERNEL_SNAP" "$KERNEL_NEW"; do
 		thin resize "$1" "thin-$id" "$(($(results "device $id" | awk '{print $3}') * 512))"
