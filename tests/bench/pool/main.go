@@ -19,6 +19,7 @@ var (
 	layerfs = flag.String("layerfs", "bin/layerfs", "the program")
 	rounds  = flag.Int("rounds", 3, "rounds; the median counts")
 	short   = flag.Bool("short", false, "little data, one round")
+	only    = flag.String("only", "", "only rows whose names contain this; the second table comes always")
 )
 
 // Sizes of the work in MiB; -short makes them smaller.
@@ -258,6 +259,9 @@ func bench() (err error) {
 	fmt.Println("| work | layerfs (1/s) | qcow2 (1/s) | layerfs / qcow2 |")
 	fmt.Println("|---|---|---|---|")
 	for _, r := range rows() {
+		if !strings.Contains(r.name, *only) {
+			continue
+		}
 		var ours, theirs []float64
 		for range *rounds {
 			ours = append(ours, once(r, "ours", func() store { return newThin() }))
