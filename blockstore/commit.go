@@ -2,8 +2,6 @@ package blockstore
 
 import (
 	"fmt"
-
-	"golang.org/x/sys/unix"
 )
 
 // transaction is a set of changes that becomes durable as a whole. While it
@@ -209,13 +207,6 @@ func (p *Pool) abortLocked(cause error) {
 	}
 }
 
-// Durable returns the last transaction that is durable.
-func (p *Pool) Durable() uint64 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.durable
-}
-
 // Freed counts the occasions on which something lost a reference, so that
 // what was shared before may not be any more.
 func (p *Pool) Freed() uint64 {
@@ -262,6 +253,3 @@ func (p *Pool) DataFailed(err error) {
 		p.abortLocked(fmt.Errorf("syncing the data file: %w", err))
 	}
 }
-
-// isUnsupported reports that the file system cannot do a thing at all.
-func isUnsupported(err error) bool { return err == unix.EOPNOTSUPP || err == unix.ENOSYS }

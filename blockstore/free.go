@@ -1,6 +1,10 @@
 package blockstore
 
-import "time"
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+)
 
 // dropBlockLocked takes a durable reference from block b.
 func (p *Pool) dropBlockLocked(b uint64) {
@@ -38,7 +42,7 @@ func (p *Pool) reclaimLoop() {
 			p.reclaimOneLocked()
 		}
 		more := len(p.reclaim) > 0
-		if i := len(p.reclaim); i == 0 && p.reclaim != nil {
+		if !more && p.reclaim != nil {
 			p.reclaim = nil
 			p.freed++
 			p.spaceChangedLocked()
@@ -204,3 +208,6 @@ func (p *Pool) Idle() bool {
 	defer p.mu.Unlock()
 	return len(p.reclaim) == 0 && p.punch.n == 0 && p.punching[1] == 0
 }
+
+// isUnsupported reports that the file system cannot do a thing at all.
+func isUnsupported(err error) bool { return err == unix.EOPNOTSUPP || err == unix.ENOSYS }

@@ -273,6 +273,12 @@ func (p *Pool) Trace(name string, v uint64) (block uint64, owner uint32, ok bool
 // owning the device. A block that is freed meanwhile is given to nobody
 // before read returns.
 func (p *Pool) View(read func() error) error {
+	p.mu.Lock()
+	exported, cause := p.sb.Exported, p.cause
+	p.mu.Unlock()
+	if exported {
+		return cause // the blocks may be anybody's by now
+	}
 	p.reading.RLock()
 	defer p.reading.RUnlock()
 	return read()

@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/layerfs/layerfs/internal/errs"
 )
 
 type nobody struct{}
@@ -46,4 +48,21 @@ func TestFirst(t *testing.T) {
 	r, err := Check(dir, false)
 	require.NoError(t, err)
 	require.Empty(t, r.Problems)
+}
+
+func TestPoolOfAnotherVersion(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "p")
+	require.NoError(t, Create(dir, Options{DataSize: 64 << 20}))
+	idx, err := openIndex(dir, false)
+	require.NoError(t, err)
+	raw, err := idx.get(superKey)
+	require.NoError(t, err)
+	sb, err := decodeSuper(raw)
+	require.NoError(t, err)
+	sb.Format = poolFormat + 1
+	require.NoError(t, idx.commit(nil, []record{encodeJSON(superKey, sb)}))
+	require.NoError(t, idx.close())
+	_, err = Open(dir)
+	require.ErrorContains(t, err, "the pool has format 2, this program knows 1")
+	require.Equal(t, errs.Unsupported, errs.Of(err))
 }

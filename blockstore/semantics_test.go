@@ -589,3 +589,28 @@ func TestHostFull(t *testing.T) {
 	r.m.SetFree(1 << 40)
 	require.Eventually(t, func() bool { return r.write("thin-0", 1<<29, block, 1) == nil }, 5*time.Second, 20*time.Millisecond)
 }
+
+// A write that was answered and cannot be assigned any more is an error to
+// the writer too, not only to who takes a snapshot.
+func TestSettlingFails(t *testing.T) {
+	r := newRig(t, 8, blockstore.Options{})
+	r.mustWrite("thin-0", 0, block, 1)
+	r.p.DataFailed(unix.EIO)
+	v := r.open[0]
+	require.ErrorIs(t, v.Settle(), unix.EIO)
+	require.ErrorIs(t, v.Flush(), unix.EIO)
+}
+
+// The blocks of an exported pool may be anybody's.
+func TestExportedPoolIsNotRead(t *testing.T) {
+	r := newRig(t, 8, blockstore.Options{})
+	require.NoError(t, r.p.View(func() error { return nil }))
+	require.NoError(t, r.p.SetExported())
+	require.Error(t, r.p.View(func() error { t.Error("read"); return nil }))
+	_, err := r.s.Open("thin-0")
+	require.Error(t, err)
+	require.Error(t, r.p.Trim())
+	require.NoError(t, r.p.Unexport())
+	require.NoError(t, r.p.View(func() error { return nil }))
+	require.NoError(t, r.p.Message("create_thin 5"))
+}

@@ -9,6 +9,7 @@ import (
 	"github.com/layerfs/layerfs/blockstore"
 	"github.com/layerfs/layerfs/blockstore/volume"
 	"github.com/layerfs/layerfs/blockstore/wire"
+	"github.com/layerfs/layerfs/internal/errs"
 )
 
 // Volume opens a device. origin is its external origin when the caller has
@@ -17,27 +18,46 @@ func (c *Client) Volume(name string, origin volume.ReaderAt) (*Device, error) {
 	if err := c.takeLock(); err != nil {
 		return nil, err
 	}
-	var info blockstore.DeviceInfo
-	if err := c.call(context.Background(), wire.CallOpen, name, &info); err != nil {
+	info, err := c.acquire(name)
+	if err != nil {
 		return nil, err
 	}
 	c.mu.Lock()
 	w := c.welcome
-	_, open := c.volumes[info.ID]
 	c.mu.Unlock()
-	if open {
-		return nil, errors.Join(errors.New("the device is open in this process"), unix.EBUSY)
-	}
 	v, err := volume.New((*service)(c), volume.Config{ID: info.ID, Size: info.Size, BlockSize: w.BlockSize,
 		SkipZeroing: w.SkipZeroing, Origin: info.Origin, OriginFile: origin})
 	if err != nil {
-		_ = c.call(context.Background(), wire.CallClose, info.ID, nil)
-		return nil, err
+		return nil, errors.Join(err, c.closeVolume(info.ID))
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.volumes[info.ID], c.names[info.ID] = v, name
+	c.volumes[info.ID] = v
 	return &Device{Volume: v, c: c, id: info.ID}, nil
+}
+
+// acquire opens a device in the pool, and sees to it that a next process
+// hears of it: one that comes between the answer and the note would not.
+func (c *Client) acquire(name string) (info blockstore.DeviceInfo, err error) {
+	for noted := false; ; noted = true {
+		c.mu.Lock()
+		conn := c.conn
+		c.mu.Unlock()
+		if err := c.call(context.Background(), wire.CallOpen, name, &info); err != nil {
+			return info, err
+		}
+		c.mu.Lock()
+		_, open := c.names[info.ID]
+		c.names[info.ID] = name
+		same := c.conn == conn
+		c.mu.Unlock()
+		switch {
+		case open && !noted:
+			return info, errs.New(errs.Busy, "thin device %q is open in this process: %w", name, unix.EBUSY)
+		case same:
+			return info, nil
+		}
+	}
 }
 
 // Device is a volume that lets go of its device when it is closed.
@@ -55,12 +75,15 @@ func (d *Device) Close() error { return d.c.closeVolume(d.id) }
 
 func (c *Client) closeVolume(id uint32) error {
 	c.mu.Lock()
-	v := c.volumes[id]
+	v, named := c.volumes[id], c.names[id] != ""
 	c.mu.Unlock()
-	if v == nil {
+	if !named {
 		return nil
 	}
-	err := v.Close()
+	var err error
+	if v != nil {
+		err = v.Close()
+	}
 	if e := c.call(context.Background(), wire.CallClose, id, nil); err == nil {
 		err = e
 	}

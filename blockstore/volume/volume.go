@@ -218,6 +218,9 @@ func (v *Volume) Settle() error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.maps.clear()
+	if err != nil {
+		v.lost = err // whoever wrote must hear it, not only who takes the snapshot
+	}
 	return err
 }
 

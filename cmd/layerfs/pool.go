@@ -101,10 +101,10 @@ func poolCreate(args []string) error {
 		func() (err error) { o.MaxSize, err = parseSize(*maxSize); return err },
 		func() (err error) { o.MinFree, err = parsePercent(*minFree); return err },
 		func() (err error) {
-			o.AutoextendAt, err = parsePercent(strings.TrimSpace("0" + *threshold))
+			o.AutoextendAt, err = optionalPercent(*threshold)
 			return err
 		},
-		func() (err error) { o.AutoextendBy, err = parsePercent(strings.TrimSpace("0" + *percent)); return err },
+		func() (err error) { o.AutoextendBy, err = optionalPercent(*percent); return err },
 		func() (err error) { o.LowWater, err = parseLowWater(*lowWater, o.DataSize, blockSize); return err },
 	)
 	if err != nil {

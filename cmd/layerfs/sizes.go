@@ -39,6 +39,14 @@ func parsePercent(s string) (int, error) {
 	return n, nil
 }
 
+// optionalPercent is parsePercent; nothing is 0.
+func optionalPercent(s string) (int, error) {
+	if s == "" {
+		return 0, nil
+	}
+	return parsePercent(s)
+}
+
 // humanSize writes bytes as `docker info` does: four digits, powers of 1000.
 func humanSize(n int64) string {
 	v := float64(n)
