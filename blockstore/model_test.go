@@ -159,14 +159,19 @@ func (y *history) span() (from, to int) {
 	return from, min(devUnits, from+1+y.rng.IntN(40))
 }
 
-func (y *history) write() error {
+// pickOpen picks a device and opens it.
+func (y *history) pickOpen() (*volume.Volume, *plain, error) {
 	name := y.pick()
 	v, err := y.h.volume(name)
+	return v, y.devs[name], err
+}
+
+func (y *history) write() error {
+	v, d, err := y.pickOpen()
 	if err != nil {
 		return err
 	}
 	from, to := y.span()
-	d := y.devs[name]
 	for u := from; u < to; u++ {
 		y.words++
 		d.set(u, y.words)
@@ -177,13 +182,11 @@ func (y *history) write() error {
 }
 
 func (y *history) discard() error {
-	name := y.pick()
-	v, err := y.h.volume(name)
+	v, d, err := y.pickOpen()
 	if err != nil {
 		return err
 	}
 	from, to := y.span()
-	d := y.devs[name]
 	for b := (from + unitsBlock - 1) / unitsBlock; b < to/unitsBlock; b++ {
 		for u := b * unitsBlock; u < (b+1)*unitsBlock; u++ {
 			d.set(u, 0)
@@ -193,24 +196,22 @@ func (y *history) discard() error {
 }
 
 func (y *history) zero() error {
-	name := y.pick()
-	v, err := y.h.volume(name)
+	v, d, err := y.pickOpen()
 	if err != nil {
 		return err
 	}
 	from, to := y.span()
 	for u := from; u < to; u++ {
-		y.devs[name].set(u, 0)
+		d.set(u, 0)
 	}
 	return v.Zero(int64(from)*unit, int64(to-from)*unit, y.rng.IntN(2) == 0)
 }
 
 func (y *history) flush() error {
-	name := y.pick()
-	v, err := y.h.volume(name)
+	v, d, err := y.pickOpen()
 	if err == nil {
 		if err = v.Flush(); err == nil {
-			y.devs[name].maybe = nil
+			d.maybe = nil
 		}
 	}
 	return err

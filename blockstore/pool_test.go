@@ -15,7 +15,8 @@ func (nobody) Settle(uint32) error { return nil }
 func (nobody) Drop(uint32)         {}
 func (nobody) GiveBack()           {}
 
-func TestFirst(t *testing.T) {
+// Mappings, a snapshot and a deletion survive being closed and opened.
+func TestReopen(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "p")
 	require.NoError(t, Create(dir, Options{DataSize: 64 << 20}))
 	p, err := Open(dir)

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/layerfs/layerfs/tests/bench/work"
 )
 
 var (
@@ -88,27 +90,10 @@ func main() {
 	if *short {
 		*rounds, bigSize, files, reads = 1, 64<<20, 500, 5000
 	}
-	if err := bench(); err != nil {
-		fmt.Fprintln(os.Stderr, "bench:", err)
-		os.Exit(1)
-	}
+	work.Main(bench)
 }
 
-// failure carries an error out of a piece of work.
-type failure struct{ error }
-
-func check(err error) {
-	if err != nil {
-		panic(failure{err})
-	}
-}
-
-func bench() (err error) {
-	defer func() {
-		if f, ok := recover().(failure); ok {
-			err = f.error
-		}
-	}()
+func bench() error {
 	lower := filepath.Join(*dir, "lower")
 	if *short {
 		makeTree(lower)
@@ -162,23 +147,23 @@ func measure(p peer, lower string, results map[string]map[string][]time.Duration
 // set mounts a peer with an empty upper, or copies the tree for native.
 func set(p peer, lower string) (root string, done func()) {
 	at, err := os.MkdirTemp(*dir, "run-")
-	check(err)
+	work.Check(err)
 	mnt := filepath.Join(at, "m")
 	for _, d := range []string{"u", "w"} {
-		check(os.Mkdir(filepath.Join(at, d), 0755))
+		work.Check(os.Mkdir(filepath.Join(at, d), 0755))
 	}
 	if p.mount == nil {
 		sh("cp", "-a", lower, mnt)
 		unix.Sync()
-		return mnt, func() { check(os.RemoveAll(at)) }
+		return mnt, func() { work.Check(os.RemoveAll(at)) }
 	}
-	check(os.Mkdir(mnt, 0755))
+	work.Check(os.Mkdir(mnt, 0755))
 	if err := p.mount(lower, filepath.Join(at, "u"), filepath.Join(at, "w"), mnt); err != nil {
-		check(fmt.Errorf("mounting %s: %w", p.name, err))
+		work.Check(fmt.Errorf("mounting %s: %w", p.name, err))
 	}
 	return mnt, func() {
 		unmount(mnt)
-		check(os.RemoveAll(at))
+		work.Check(os.RemoveAll(at))
 		unix.Sync()
 	}
 }
@@ -192,7 +177,7 @@ func unmount(mnt string) {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	check(fmt.Errorf("unmounting %s: %w", mnt, err))
+	work.Check(fmt.Errorf("unmounting %s: %w", mnt, err))
 }
 
 func timed(f func(root string)) func(string) time.Duration {
@@ -206,7 +191,7 @@ func timed(f func(root string)) func(string) time.Duration {
 func cold(f func(root string)) func(string) time.Duration {
 	return func(root string) time.Duration {
 		unix.Sync()
-		check(os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0))
+		work.Check(os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0))
 		return timed(f)(root)
 	}
 }
@@ -233,7 +218,7 @@ func sh(name string, args ...string) {
 	var text strings.Builder
 	cmd.Stderr = &text
 	if err := cmd.Run(); err != nil {
-		check(fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, text.String()))
+		work.Check(fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, text.String()))
 	}
 }
 
@@ -245,7 +230,7 @@ func tree(root string) {
 
 func readBig(root string) {
 	f, err := os.Open(filepath.Join(root, bigName))
-	check(err)
+	work.Check(err)
 	defer f.Close()
 	buf := make([]byte, 1<<20)
 	for {
@@ -258,23 +243,23 @@ func readBig(root string) {
 
 func randomReads(root string) {
 	f, err := os.Open(filepath.Join(root, bigName))
-	check(err)
+	work.Check(err)
 	defer f.Close()
 	rnd := rand.New(rand.NewSource(1))
 	buf := make([]byte, 4096)
 	for i := 0; i < reads; i++ {
 		_, err := f.ReadAt(buf, rnd.Int63n(bigSize/4096)*4096)
-		check(err)
+		work.Check(err)
 	}
 }
 
 func fileName(root string, i int) string { return filepath.Join(root, "made", fmt.Sprint(i)) }
 
 func createFiles(root string) {
-	check(os.Mkdir(filepath.Join(root, "made"), 0755))
+	work.Check(os.Mkdir(filepath.Join(root, "made"), 0755))
 	buf := make([]byte, 4096)
 	for i := 0; i < files; i++ {
-		check(os.WriteFile(fileName(root, i), buf, 0644))
+		work.Check(os.WriteFile(fileName(root, i), buf, 0644))
 	}
 }
 
@@ -282,55 +267,55 @@ func rewriteFiles(root string) {
 	buf := make([]byte, 4096)
 	for i := 0; i < files/2; i++ {
 		f, err := os.OpenFile(fileName(root, i), os.O_WRONLY, 0)
-		check(err)
+		work.Check(err)
 		_, err = f.Write(buf)
-		check(err)
-		check(f.Close())
+		work.Check(err)
+		work.Check(f.Close())
 	}
 }
 
 func removeFiles(root string) {
 	for i := 0; i < files; i++ {
-		check(os.Remove(fileName(root, i)))
+		work.Check(os.Remove(fileName(root, i)))
 	}
 }
 
 func writeBig(root string) {
 	f, err := os.Create(filepath.Join(root, "written"))
-	check(err)
+	work.Check(err)
 	defer f.Close()
 	buf := make([]byte, 1<<20)
 	for n := int64(0); n < bigSize; n += int64(len(buf)) {
 		_, err := f.Write(buf)
-		check(err)
+		work.Check(err)
 	}
-	check(f.Sync())
+	work.Check(f.Sync())
 }
 
 func untar(root string) {
 	to := filepath.Join(root, "untarred")
-	check(os.Mkdir(to, 0755))
+	work.Check(os.Mkdir(to, 0755))
 	sh("tar", "-C", to, "-xf", filepath.Join(*dir, "share.tar"))
 }
 
 func firstWrite(root string) {
 	f, err := os.OpenFile(filepath.Join(root, bigName), os.O_RDWR, 0)
-	check(err)
+	work.Check(err)
 	defer f.Close()
 	_, err = f.WriteAt(make([]byte, 4096), bigSize/2)
-	check(err)
+	work.Check(err)
 }
 
 func writeRandom(path string, size int64) {
 	f, err := os.Create(path)
-	check(err)
+	work.Check(err)
 	defer f.Close()
 	rnd := rand.New(rand.NewSource(2))
 	buf := make([]byte, 1<<20)
 	for n := int64(0); n < size; n += int64(len(buf)) {
 		rnd.Read(buf)
 		_, err := f.Write(buf)
-		check(err)
+		work.Check(err)
 	}
 }
 
@@ -343,9 +328,9 @@ func makeTree(root string) {
 	for _, top := range []string{"usr/share", "usr/lib", "var/lib", "etc"} {
 		for d := 0; d < 40; d++ {
 			sub := filepath.Join(root, top, fmt.Sprintf("d%d", d))
-			check(os.MkdirAll(sub, 0755))
+			work.Check(os.MkdirAll(sub, 0755))
 			for i := 0; i < 5+rnd.Intn(25); i++ {
-				check(os.WriteFile(filepath.Join(sub, fmt.Sprintf("file%d", i)), buf[:rnd.Intn(12<<10)], 0644))
+				work.Check(os.WriteFile(filepath.Join(sub, fmt.Sprintf("file%d", i)), buf[:rnd.Intn(12<<10)], 0644))
 			}
 		}
 	}
@@ -358,7 +343,7 @@ func median(d []time.Duration) time.Duration {
 
 func report(there []peer, results map[string]map[string][]time.Duration) {
 	var uts syscall.Utsname
-	check(syscall.Uname(&uts))
+	work.Check(syscall.Uname(&uts))
 	release := make([]byte, 0, len(uts.Release))
 	for _, c := range uts.Release {
 		if c == 0 {
@@ -391,13 +376,13 @@ func report(there []peer, results map[string]map[string][]time.Duration) {
 func branches(there []peer, lower string) {
 	// Relative names: the kernel's options must fit into a page.
 	at := filepath.Join(*dir, "br")
-	check(os.Mkdir(at, 0755))
-	check(os.Chdir(at))
+	work.Check(os.Mkdir(at, 0755))
+	work.Check(os.Chdir(at))
 	var dirs []string
 	for i := 0; i < 119; i++ {
 		d := fmt.Sprint(i)
-		check(os.Mkdir(d, 0755))
-		check(os.WriteFile(filepath.Join(d, "f"+d), nil, 0644))
+		work.Check(os.Mkdir(d, 0755))
+		work.Check(os.WriteFile(filepath.Join(d, "f"+d), nil, 0644))
 		dirs = append(dirs, d)
 	}
 	many := strings.Join(append(dirs, lower), ":")

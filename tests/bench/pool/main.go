@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/layerfs/layerfs/tests/bench/work"
 )
 
 var (
@@ -37,25 +39,13 @@ func main() {
 	if *short {
 		*rounds, volumeSize, bigIO, smallIO, flushIO, depth, snapshots = 1, 256, 64, 8, 1, 20, 20
 	}
-	if err := bench(); err != nil {
-		fmt.Fprintln(os.Stderr, "bench:", err)
-		os.Exit(1)
-	}
-}
-
-// failure carries an error out of a piece of work.
-type failure struct{ error }
-
-func check(err error) {
-	if err != nil {
-		panic(failure{err})
-	}
+	work.Main(bench)
 }
 
 func run(name string, args ...string) string {
 	out, err := exec.Command(name, args...).CombinedOutput()
 	if err != nil {
-		check(fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, out))
+		work.Check(fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, out))
 	}
 	return string(out)
 }
@@ -75,7 +65,7 @@ func background(name string, args ...string) (stop func()) {
 	cmd := exec.Command(name, args...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
-	check(cmd.Start())
+	work.Check(cmd.Start())
 	return func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		_ = cmd.Wait()
@@ -89,7 +79,7 @@ func awaitSocket(path string) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	check(fmt.Errorf("nobody listens on %s", path))
+	work.Check(fmt.Errorf("nobody listens on %s", path))
 }
 
 func uri(socket, name string) string { return "nbd+unix:///" + name + "?socket=" + socket }
@@ -122,7 +112,7 @@ type qcow2 struct{ dir string }
 
 func newQcow2() qcow2 {
 	q := qcow2{filepath.Join(*dir, "qcow2")}
-	check(os.Mkdir(q.dir, 0o755))
+	work.Check(os.Mkdir(q.dir, 0o755))
 	return q
 }
 
@@ -135,7 +125,7 @@ func (q qcow2) fill(name string) { fillBy(q, name) }
 func (q qcow2) snapshot(of, name string) {
 	run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=64k", "-b", q.path(of), "-F", "qcow2", q.path(name))
 }
-func (q qcow2) remove(name string) { check(os.Remove(q.path(name))) }
+func (q qcow2) remove(name string) { work.Check(os.Remove(q.path(name))) }
 
 func (q qcow2) serve(name string) (string, func()) {
 	socket := q.path(name) + ".sock"
@@ -160,9 +150,9 @@ func fio(uri string, args ...string) float64 {
 			Read, Write struct{ IOPS float64 }
 		}
 	}
-	check(json.Unmarshal([]byte(out[max(0, strings.IndexByte(out, '{')):]), &report))
+	work.Check(json.Unmarshal([]byte(out[max(0, strings.IndexByte(out, '{')):]), &report))
 	if len(report.Jobs) != 1 || report.Jobs[0].Error != 0 {
-		check(fmt.Errorf("fio %v: %s", args, out))
+		work.Check(fmt.Errorf("fio %v: %s", args, out))
 	}
 	return report.Jobs[0].Read.IOPS + report.Jobs[0].Write.IOPS
 }
@@ -250,12 +240,7 @@ func rows() []row {
 	}
 }
 
-func bench() (err error) {
-	defer func() {
-		if f, ok := recover().(failure); ok {
-			err = f.error
-		}
-	}()
+func bench() error {
 	fmt.Println("| work | layerfs (1/s) | qcow2 (1/s) | layerfs / qcow2 |")
 	fmt.Println("|---|---|---|---|")
 	for _, r := range rows() {
