@@ -1,6 +1,8 @@
 package branches
 
 import (
+	"sync/atomic"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/layerfs/layerfs/internal/sys"
@@ -10,21 +12,30 @@ import (
 // inode identifies a directory on this machine.
 type inode struct{ dev, ino uint64 }
 
-// Branch is one directory tree of a stack. Immutable after Open.
+// Branch is one directory tree of a stack. Mode, Attr, Work, Format and the
+// Index change only while nobody else uses the stack (live.go), all else never.
 type Branch struct {
-	Index     int
+	ID        int    // unique in the stack and never reused; 0 is the upper that Open found
+	Index     int    // 0 is the top
 	Path      string // as given, made absolute; for messages and listings only
 	Mode      Mode
-	Root      int // O_PATH descriptor
+	Attr      Attr
+	Work      *Work           // nil unless changes may go here
+	Format    whiteout.Format // what is written here; zero without Work
+	Root      int             // O_PATH descriptor
 	Dev       uint64
 	whiteouts bool   // whiteouts in it count (AUFS: rw, and ro+wh)
 	statFlags int    // sys.DontSync where our own mountpoint may lie inside
 	mountRel  string // path of our mountpoint below Root, "" when it is not inside
 	hidden    []inode
-	HasMounts bool // something is mounted below Root
-	NoSuid    bool // its mount ignores set-user-id bits and file capabilities
-	override  int  // stat-override mode found in the branch root, see fs
+	HasMounts bool         // something is mounted below Root
+	NoSuid    bool         // its mount ignores set-user-id bits and file capabilities
+	CopyUps   atomic.Int64 // things copied to it
+	override  int          // stat-override mode found in the branch root, see fs
 }
+
+// Writable reports whether changes may go to b.
+func (b *Branch) Writable() bool { return b.Work != nil }
 
 // Override returns which xattr holds owner and mode of the files in this
 // branch: 0 none, 1 security., 2 user.containers. (fuse-overlayfs's xattr_permissions).

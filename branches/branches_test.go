@@ -205,7 +205,7 @@ func TestDialectIsRememberedAndNeverMixed(t *testing.T) {
 	cfg.Dialect = "auto"
 	s, err = Open(cfg)
 	require.NoError(t, err)
-	require.Equal(t, "aufs", s.Format().Dialect.String())
+	require.Equal(t, "aufs", s.Upper().Format.Dialect.String())
 	s.Close()
 	cfg.Dialect = "xattr"
 	_, err = Open(cfg)

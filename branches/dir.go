@@ -1,6 +1,8 @@
 package branches
 
 import (
+	"math"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -14,8 +16,10 @@ import (
 // Part is the share of one branch in a merged directory.
 type Part struct {
 	Branch *Branch
-	path   string // below the branch root; "" for a part in the upper. Immutable.
-	slot   fdcache.Slot
+	// path is where it lies below the branch root; "" for a part in a writable
+	// branch at the place of its Dir: only there can names be changed. Immutable.
+	path string
+	slot fdcache.Slot
 	// xattrWhiteouts: the directory carries overlay.opaque=x. Immutable for
 	// lowers; set in the upper before the first whiteout is put there.
 	xattrWhiteouts atomic.Bool
@@ -30,15 +34,18 @@ type Part struct {
 // Dir is one directory of the merged tree.
 type Dir struct {
 	stack *Stack // immutable
-	// low is the path at which the lowers as a union of their own show what
-	// is lower of this directory, "" for the root. A redirect says it: the path
-	// in one branch would be looked up in others too. Immutable.
-	low string
 
 	mu     sync.Mutex
 	parent *Dir    // nil for the root. Protected by mu.
 	name   string  // protected by mu
 	parts  []*Part // top first; the slice is replaced, never changed. Protected by mu.
+	// floor is the lowest branch on which d can be made, nil for the bottom:
+	// something ends the union there or just below it. Protected by mu.
+	floor *Branch
+	// redirect is what the part in the topmost writable branch says of the
+	// branches below it, made absolute; "" when they have d at the place that
+	// its parent has there. Protected by mu.
+	redirect string
 }
 
 // Parts returns the parts of d, top first. The slice must not be changed.
@@ -55,35 +62,70 @@ func (d *Dir) Place() (*Dir, string) {
 	return d.parent, d.name
 }
 
-// Upper returns d's part in the upper, or nil.
-func (d *Dir) Upper() *Part {
-	parts := d.Parts()
-	if len(parts) > 0 && parts[0].Branch == d.stack.upper {
-		return parts[0]
+// Part returns d's part in the writable branch b at the place of d, or nil.
+func (d *Dir) Part(b *Branch) *Part {
+	if p := d.On(b); p != nil && p.path == "" {
+		return p
 	}
 	return nil
 }
 
-// Lowers returns the parts of d that are not in the upper.
-func (d *Dir) Lowers() []*Part {
-	parts := d.Parts()
-	if len(parts) > 0 && parts[0].Branch == d.stack.upper {
-		return parts[1:]
+// On returns d's part in b, wherever it is, or nil.
+func (d *Dir) On(b *Branch) *Part {
+	for _, p := range d.Parts() {
+		if p.Branch == b {
+			return p
+		}
 	}
-	return parts
+	return nil
+}
+
+// Home returns the writable branch where the attributes of d can be changed as
+// they are, nil when the topmost part is only read.
+func (d *Dir) Home() *Branch {
+	if parts := d.Parts(); len(parts) > 0 && parts[0].path == "" {
+		return parts[0].Branch
+	}
+	return nil
+}
+
+// Below returns the parts of d in branches below b; all of them for nil.
+func (d *Dir) Below(b *Branch) []*Part {
+	parts := d.Parts()
+	for i, p := range parts {
+		if b == nil || p.Branch.Index > b.Index {
+			return parts[i:]
+		}
+	}
+	return nil
 }
 
 // Merged reports whether more than one branch contributes to d.
 func (d *Dir) Merged() bool { return len(d.Parts()) > 1 }
 
-// AddUpper notes that d now exists in the upper, at its place in the tree.
-func (d *Dir) AddUpper() {
+// Floor returns the index of the lowest branch on which d can be made.
+func (d *Dir) Floor() int {
+	floor := math.MaxInt
+	for d != nil {
+		d.mu.Lock()
+		if d.floor != nil {
+			floor = min(floor, d.floor.Index)
+		}
+		parent := d.parent
+		d.mu.Unlock()
+		d = parent
+	}
+	return floor
+}
+
+// Add notes that d now exists in the writable branch b, at its place in the tree.
+func (d *Dir) Add(b *Branch) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if len(d.parts) > 0 && d.parts[0].Branch == d.stack.upper {
-		return
+	at, found := slices.BinarySearchFunc(d.parts, b.Index, func(p *Part, index int) int { return p.Branch.Index - index })
+	if !found {
+		d.parts = slices.Insert(slices.Clone(d.parts), at, &Part{Branch: b})
 	}
-	d.parts = append([]*Part{{Branch: d.stack.upper}}, d.parts...)
 }
 
 // Path returns the path of d in the merged tree, "/" for the root.
@@ -107,25 +149,49 @@ func (d *Dir) Path() string {
 	return b.String()
 }
 
-// LowerPath returns where the lowers have d, as a redirect wants it; "" when
-// they do not (ovl_get_redirect).
+// LowerPath returns where the branches below the topmost writable one, as a
+// union of their own, show d, as a redirect wants it (ovl_get_redirect).
 func (d *Dir) LowerPath() string {
-	if len(d.Lowers()) == 0 {
-		return ""
+	below := ""
+	for {
+		// Redirect and place together: a rename sets one before it changes the other.
+		d.mu.Lock()
+		redirect, parent, name := d.redirect, d.parent, d.name
+		d.mu.Unlock()
+		if redirect != "" {
+			return redirect + below
+		}
+		if parent == nil {
+			return below
+		}
+		below = "/" + name + below
+		d = parent
 	}
-	return d.low
 }
 
-// Path returns where the part lies below its branch root, "." for the root
-// itself; for a part in the upper of d, the place of d.
+// SetRedirect notes that d's part in the topmost writable branch says path of
+// the branches below it.
+func (d *Dir) SetRedirect(path string) {
+	d.mu.Lock()
+	d.redirect = path
+	d.mu.Unlock()
+}
+
+// Path returns where p, a part of d, lies below its branch root, "." for the
+// root itself.
 func (p *Part) Path(d *Dir) string {
 	if p.path != "" {
 		return p.path
 	}
-	if s := strings.TrimPrefix(d.Path(), "/"); s != "" {
-		return s
+	parent, name := d.Place()
+	if parent == nil {
+		return "."
 	}
-	return "."
+	pp := parent.On(p.Branch)
+	if pp == nil {
+		return strings.TrimPrefix(d.Path(), "/")
+	}
+	return join(pp.Path(parent), name)
 }
 
 // Acquire returns an O_PATH descriptor of p, a part of d, pinned until Release.
@@ -144,6 +210,11 @@ func (d *Dir) Close() {
 }
 
 func (d *Dir) open(p *Part) (int, error) {
+	if p.path == "" {
+		if now := d.On(p.Branch); now != nil {
+			p = now // a rename may have left it behind
+		}
+	}
 	if p.path != "" {
 		return sys.OpenDir(p.Branch.Root, p.path)
 	}
@@ -153,7 +224,7 @@ func (d *Dir) open(p *Part) (int, error) {
 			yield()
 			continue
 		}
-		fd, err := d.openUpper()
+		fd, err := d.openAtPlace(p.Branch)
 		if d.stack.place.Load() == seq {
 			return fd, err
 		}
@@ -163,14 +234,14 @@ func (d *Dir) open(p *Part) (int, error) {
 	}
 }
 
-// openUpper opens d in the upper by its parent's descriptor, which is cached
-// more often than not.
-func (d *Dir) openUpper() (int, error) {
+// openAtPlace opens d in b by its parent's descriptor, which is cached more
+// often than not.
+func (d *Dir) openAtPlace(b *Branch) (int, error) {
 	parent, name := d.Place()
 	if parent == nil {
-		return sys.OpenDir(d.stack.upper.Root, ".")
+		return sys.OpenDir(b.Root, ".")
 	}
-	pp := parent.Upper()
+	pp := parent.On(b)
 	if pp == nil {
 		return -1, unix.ENOENT
 	}
@@ -182,10 +253,10 @@ func (d *Dir) openUpper() (int, error) {
 	return sys.OpenDir(pfd, name)
 }
 
-// Move changes the place of d in the tree. rename does the renaming on disk;
-// the place changes only if it succeeds. No directory can be opened by its
-// old place meanwhile, so rename must not acquire descriptors.
-func (d *Dir) Move(parent *Dir, name string, rename func() error) error {
+// Move changes the place of d in the tree. rename does the renaming on disk, in
+// the writable branch b; the place changes only if it succeeds. No directory can
+// be opened by its old place meanwhile, so rename must not acquire descriptors.
+func (d *Dir) Move(b *Branch, parent *Dir, name string, rename func() error) error {
 	s := d.stack
 	s.moveMu.Lock()
 	defer s.moveMu.Unlock()
@@ -194,13 +265,13 @@ func (d *Dir) Move(parent *Dir, name string, rename func() error) error {
 	if err := rename(); err != nil {
 		return err
 	}
-	d.setPlace(parent, name)
+	d.setPlace(b, parent, name)
 	return nil
 }
 
 // Exchange is Move for RENAME_EXCHANGE; either may be nil when that side is
 // not a directory.
-func Exchange(s *Stack, a, aParent *Dir, aName string, b, bParent *Dir, bName string, rename func() error) error {
+func Exchange(s *Stack, on *Branch, a, aParent *Dir, aName string, b, bParent *Dir, bName string, rename func() error) error {
 	s.moveMu.Lock()
 	defer s.moveMu.Unlock()
 	s.place.Add(1)
@@ -209,24 +280,44 @@ func Exchange(s *Stack, a, aParent *Dir, aName string, b, bParent *Dir, bName st
 		return err
 	}
 	if a != nil {
-		a.setPlace(bParent, bName)
+		a.setPlace(on, bParent, bName)
 	}
 	if b != nil {
-		b.setPlace(aParent, aName)
+		b.setPlace(on, aParent, aName)
 	}
 	return nil
 }
 
-func (d *Dir) setPlace(parent *Dir, name string) {
+// setPlace gives d, which was renamed in b, its new place. Its parts in
+// writable branches below stay where they are, and from now on are only read:
+// the redirect in b leads to them. Directories in d follow it without
+// further ado, since they are opened by their parent.
+func (d *Dir) setPlace(b *Branch, parent *Dir, name string) {
+	parts := slices.Clone(d.Parts())
+	for i, p := range parts {
+		if p.path == "" && p.Branch.Index > b.Index {
+			parts[i] = p.left(p.Path(d))
+		}
+	}
 	d.mu.Lock()
-	d.parent, d.name = parent, name
+	d.parent, d.name, d.parts, d.floor = parent, name, parts, b
 	d.mu.Unlock()
 }
 
+// left returns p as a part that stays at path.
+func (p *Part) left(path string) *Part {
+	out := &Part{Branch: p.Branch, path: path}
+	out.xattrWhiteouts.Store(p.xattrWhiteouts.Load())
+	out.marksRead.Store(p.marksRead.Load())
+	out.noMarks.Store(p.noMarks.Load())
+	return out
+}
+
 // NewDir returns the merged directory of one that was just made in the
-// upper: nothing lower shows through it.
-func (s *Stack) NewDir(parent *Dir, name string) *Dir {
-	p := &Part{Branch: s.upper}
+// writable branch b: nothing shows through it. floor is the lowest branch on
+// which it can be made as well, nil for that of its parent.
+func (s *Stack) NewDir(parent *Dir, name string, b, floor *Branch) *Dir {
+	p := &Part{Branch: b}
 	p.noMarks.Store(true)
-	return &Dir{stack: s, parent: parent, name: name, parts: []*Part{p}}
+	return &Dir{stack: s, parent: parent, name: name, parts: []*Part{p}, floor: floor}
 }

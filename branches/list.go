@@ -51,7 +51,7 @@ func (s *Stack) readPart(d *Dir, p *Part) ([]sys.Dirent, int, error) {
 		return nil, -1, err
 	}
 	read := sys.ReadDirUntouched
-	if p.Branch == s.upper {
+	if p.Branch.Writable() {
 		read = sys.ReadDirAt
 	}
 	entries, err := read(fd)
@@ -135,13 +135,13 @@ func (m *merge) entry(s *Stack, p *Part, fd int, dirPath string, e sys.Dirent) e
 		return nil
 	}
 	if known { // a directory of a higher branch: this may be where its identity comes from
-		if e.Type == unix.DT_DIR {
+		if e.Type == unix.DT_DIR && !p.Branch.Writable() {
 			m.out[at].Low, m.out[at].Lino = p.Branch, e.Ino
 		}
 		return nil
 	}
 	out := Entry{Name: e.Name, Type: e.Type, Ino: e.Ino, Part: p}
-	if e.Type == unix.DT_DIR && p.Branch != s.upper {
+	if e.Type == unix.DT_DIR && !p.Branch.Writable() {
 		out.Low, out.Lino = p.Branch, e.Ino
 	}
 	if m.seen != nil {

@@ -29,38 +29,44 @@ type Resolution struct {
 	// Dir is the merged directory when Kind is Directory. It has no parts at
 	// all when the only one is a mount point of a lower branch.
 	Dir *Dir
-	// Origin is, for a directory with a part in a lower, the attributes of
-	// the topmost such part, and OriginBranch its branch: the identity of a
-	// merged directory, which its copy-up must not change.
+	// Origin is, for a directory, the attributes of its topmost part in a
+	// branch that is only read, else of the lowest, and OriginBranch that
+	// branch: the identity of a merged directory, which its copy-up must not change.
 	Origin       sys.Stat
 	OriginBranch *Branch
+	// Home is the writable branch where what was found can be changed, renamed
+	// and removed as it is; nil when it must be copied up first.
+	Home *Branch
+	// Limit is, when nothing was found, the branch whose whiteout hides the name
+	// in those below it; nil when there is none.
+	Limit *Branch
 }
-
-// InUpper reports whether the name was found in the upper.
-func (r *Resolution) InUpper() bool { return r.Where != nil && r.Where.path == "" }
 
 // walk is the state of one lookup.
 type walk struct {
 	stack *Stack
+	name  string // what the lookup is for
 	res   Resolution
 	parts []*Part
 	// want is what to look for in the branches below: a name in the directory
 	// or, after an absolute redirect, a path from the root, with a slash first.
-	want string
-	low  string // want below the upper
-	stop bool   // an opaque directory on the way of a redirect: nothing below this branch counts
-	done bool
+	want  string
+	low   string   // want below the upper
+	stop  bool     // an opaque directory on the way of a redirect: nothing below this branch counts
+	floor *Branch  // see Dir
+	last  sys.Stat // of the last part
+	done  bool
 }
 
 // Lookup finds name in d. An absent name is Kind NotFound and no error.
 // Preconditions: name is one component and not reserved.
 func (s *Stack) Lookup(d *Dir, name string) (Resolution, error) {
-	w := walk{stack: s, want: name, low: name}
+	w := walk{stack: s, name: name, want: name, low: name}
 	for i, p := range d.Parts() {
 		if err := w.inPart(d, p, w.want, i == len(d.Parts())-1); err != nil {
 			return Resolution{}, err
 		}
-		if p.Branch == s.upper {
+		if p.Branch == s.Upper() {
 			w.low = w.want
 		}
 		if w.done {
@@ -76,11 +82,11 @@ func (s *Stack) Lookup(d *Dir, name string) (Resolution, error) {
 	return w.finish(d, name), nil
 }
 
-// LowerHas reports whether a lower part of d shows name: whether removing
-// name from the upper needs a whiteout.
-func (s *Stack) LowerHas(d *Dir, name string) (bool, error) {
-	w := walk{stack: s, want: name}
-	lowers := d.Lowers()
+// LowerHas reports whether a part of d below b shows name: whether removing
+// name from b needs a whiteout.
+func (s *Stack) LowerHas(d *Dir, name string, b *Branch) (bool, error) {
+	w := walk{stack: s, name: name, want: name}
+	lowers := d.Below(b)
 	for i, p := range lowers {
 		if err := w.inPart(d, p, name, i == len(lowers)-1); err != nil {
 			return false, err
@@ -93,13 +99,36 @@ func (s *Stack) LowerHas(d *Dir, name string) (bool, error) {
 }
 
 func (w *walk) finish(d *Dir, name string) Resolution {
+	if p := w.res.Where; p != nil && p.path == "" && (!w.stack.Several() || p.Branch.Index <= d.Floor()) {
+		w.res.Home = p.Branch
+	}
 	if w.res.Kind == Directory {
-		if !strings.HasPrefix(w.low, "/") {
-			w.low = d.low + "/" + w.low
+		if w.res.OriginBranch == nil && len(w.parts) > 1 {
+			w.res.Origin, w.res.OriginBranch = w.last, w.parts[len(w.parts)-1].Branch
 		}
-		w.res.Dir = &Dir{stack: w.stack, parent: d, name: name, low: w.low, parts: w.parts}
+		w.res.Dir = &Dir{stack: w.stack, parent: d, name: name, parts: w.parts, floor: w.floor}
+		switch {
+		case strings.HasPrefix(w.low, "/"):
+			w.res.Dir.redirect = w.low
+		case w.low != name:
+			w.res.Dir.redirect = d.LowerPath() + "/" + w.low
+		}
 	}
 	return w.res
+}
+
+// end notes that nothing below b counts, and b itself no more when it only says so.
+func (w *walk) end(b *Branch, withIt bool) {
+	w.done = true
+	switch {
+	case w.res.Kind == NotFound:
+		w.res.Limit = b
+	case w.floor != nil:
+	case withIt:
+		w.floor = b
+	default: // something was found above b
+		w.floor = w.stack.branches[b.Index-1]
+	}
 }
 
 func (w *walk) inPart(d *Dir, p *Part, name string, last bool) error {
@@ -116,8 +145,11 @@ func (w *walk) inPart(d *Dir, p *Part, name string, last bool) error {
 		dirPath = p.Path(d)
 	}
 	path := ""
-	if p.path != "" {
+	switch {
+	case p.path != "":
 		path = join(p.path, name)
+	case name != w.name: // a redirect above leads to it, from another place
+		path = join(p.Path(d), name)
 	}
 	return w.entry(p, fd, dirPath, name, path, last)
 }
@@ -128,24 +160,28 @@ func (w *walk) inPart(d *Dir, p *Part, name string, last bool) error {
 func (w *walk) entry(p *Part, fd int, dirPath, name, path string, last bool) error {
 	st, err := p.Branch.stat(fd, dirPath, name)
 	if err == unix.ENOENT || err == unix.ENAMETOOLONG {
-		if !last {
-			w.done, err = p.hidesBeside(fd, name)
-			return err
+		if last && !w.stack.Several() {
+			return nil
 		}
-		return nil
+		hides, err := p.hidesBeside(fd, name)
+		if hides {
+			w.end(p.Branch, false)
+		}
+		return err
 	}
 	if err != nil {
 		return err
 	}
 	if is, err := p.isWhiteout(fd, name, &st); is || err != nil {
-		w.done = true
+		w.end(p.Branch, false)
 		return err
 	}
 	if !st.IsDir() {
-		w.done = true
 		if w.res.Kind == NotFound { // below a directory a file is hidden
-			w.res = Resolution{Kind: File, Where: p, Stat: st}
+			w.res, w.done = Resolution{Kind: File, Where: p, Stat: st}, true
+			return nil
 		}
+		w.end(p.Branch, false)
 		return nil
 	}
 	return w.addDir(p, fd, name, path, st)
@@ -182,9 +218,10 @@ func (w *walk) addDir(p *Part, fd int, name, path string, st sys.Stat) (err erro
 	if w.res.Kind == NotFound {
 		w.res = Resolution{Kind: Directory, Where: p, Stat: st}
 	}
-	if p.Branch != w.stack.upper && w.res.OriginBranch == nil {
+	if !p.Branch.Writable() && w.res.OriginBranch == nil {
 		w.res.Origin, w.res.OriginBranch = st, p.Branch
 	}
+	w.last = st
 	if st.MountRoot {
 		return nil // shown as an empty directory: contributes nothing, hides nothing
 	}
@@ -202,12 +239,19 @@ func (w *walk) addDir(p *Part, fd int, name, path string, st sys.Stat) (err erro
 	switch {
 	case m.Redirect != "":
 		w.redirected(name, m.Redirect)
+		if w.floor == nil {
+			w.floor = p.Branch
+		}
 	case m.Opaque:
-		w.done = true
+		w.end(p.Branch, true)
 	default:
-		w.done, err = p.hidesBeside(fd, name)
+		hides, err := p.hidesBeside(fd, name)
+		if hides {
+			w.end(p.Branch, true)
+		}
+		return err
 	}
-	return err
+	return nil
 }
 
 // redirected notes that the branches below are to be asked for something else

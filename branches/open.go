@@ -14,11 +14,7 @@ import (
 
 // openBranch opens one branch and finds out what is special about it.
 func openBranch(index int, spec Spec, cfg Config) (*Branch, error) {
-	abs, err := filepath.Abs(spec.Path)
-	if err != nil {
-		return nil, errs.New(errs.Failed, "branch %s: %w", spec.Path, err)
-	}
-	fd, err := sys.OpenRoot(abs)
+	fd, path, err := openRoot(spec)
 	switch {
 	case err == unix.ENOENT:
 		return nil, errs.New(errs.NotFound, "branch %s does not exist", spec.Path)
@@ -27,11 +23,8 @@ func openBranch(index int, spec Spec, cfg Config) (*Branch, error) {
 	case err != nil:
 		return nil, errs.New(errs.Failed, "branch %s cannot be opened: %w", spec.Path, err)
 	}
-	b := &Branch{Index: index, Path: abs, Mode: spec.Mode, Root: fd}
-	b.whiteouts = !cfg.AufsStyle || spec.Mode == RW || slices.Contains(spec.Attr, "wh")
-	if real, err := filepath.EvalSymlinks(abs); err == nil {
-		b.Path = real
-	}
+	b := &Branch{Index: index, Path: path, Root: fd}
+	b.setMode(spec, cfg)
 	st, err := b.RootStat()
 	if err != nil {
 		sys.Close(fd)
@@ -48,6 +41,34 @@ func openBranch(index int, spec Spec, cfg Config) (*Branch, error) {
 	}
 	b.detectOverride()
 	return b, nil
+}
+
+// openRoot opens the directory of spec and says where it really is.
+func openRoot(spec Spec) (fd int, path string, err error) {
+	if spec.Fd > 0 {
+		if fd, err = sys.Dup(spec.Fd); err != nil {
+			return -1, "", err
+		}
+		path, err = sys.PathOf(fd)
+		return fd, path, err
+	}
+	abs, err := filepath.Abs(spec.Path)
+	if err != nil {
+		return -1, "", err
+	}
+	if fd, err = sys.OpenRoot(abs); err != nil {
+		return -1, "", err
+	}
+	if real, err := filepath.EvalSymlinks(abs); err == nil {
+		abs = real
+	}
+	return fd, abs, nil
+}
+
+// setMode gives b the mode and the attributes of spec.
+func (b *Branch) setMode(spec Spec, cfg Config) {
+	b.Mode, b.Attr = spec.Mode, parseAttr(spec.Attr)
+	b.whiteouts = !cfg.AufsStyle || spec.Mode == RW || slices.Contains(spec.Attr, "wh")
 }
 
 // mountsBelow reports whether anything is mounted below path. In doubt it says yes.
@@ -101,26 +122,44 @@ func (s *Stack) checkOverlaps(cfg Config) error {
 			return errs.New(errs.Usage, "branch %s lies inside the mountpoint %s: the mount would cover it", b.Path, mnt)
 		}
 	}
-	if s.upper == nil {
-		return nil
-	}
-	up := s.upper.Path
-	if mnt != "" && mnt != up && within(mnt, up) {
-		return errs.New(errs.Usage, "mountpoint %s lies inside the upper %s: mount it somewhere else", mnt, up)
-	}
-	if cfg.WorkDir != "" {
-		work := realDir(cfg.WorkDir)
-		if mnt != "" && within(mnt, work) {
-			return errs.New(errs.Usage, "mountpoint %s lies inside the work directory %s: mount it somewhere else", mnt, work)
+	for _, b := range s.branches {
+		if cfg.ReadOnly || b.Mode != RW {
+			continue
 		}
-		if within(work, up) || within(up, work) {
-			return errs.New(errs.Usage, "work directory %s and upper %s overlap: give them separate directories", work, up)
+		if mnt != "" && mnt != b.Path && within(mnt, b.Path) {
+			return errs.New(errs.Usage, "mountpoint %s lies inside the upper %s: mount it somewhere else", mnt, b.Path)
+		}
+		if err := s.checkInside(b); err != nil {
+			return err
+		}
+		if cfg.WorkDir != "" {
+			if err := checkWork(realDir(cfg.WorkDir), b.Path, mnt); err != nil {
+				return err
+			}
 		}
 	}
-	for _, b := range s.branches[1:] {
-		if within(b.Path, up) {
-			return errs.New(errs.Usage, "branch %s lies inside the writable branch %s", b.Path, up)
+	return nil
+}
+
+// checkInside refuses branches inside the writable branch up, and a writable
+// branch given twice.
+func (s *Stack) checkInside(up *Branch) error {
+	for _, b := range s.branches {
+		if b != up && (b.Index > up.Index || b.Path != up.Path) && within(b.Path, up.Path) {
+			return errs.New(errs.Usage, "branch %s lies inside the writable branch %s", b.Path, up.Path)
 		}
+	}
+	return nil
+}
+
+// checkWork refuses a work directory that overlaps with the upper or contains
+// the mountpoint.
+func checkWork(work, up, mnt string) error {
+	if mnt != "" && within(mnt, work) {
+		return errs.New(errs.Usage, "mountpoint %s lies inside the work directory %s: mount it somewhere else", mnt, work)
+	}
+	if within(work, up) || within(up, work) {
+		return errs.New(errs.Usage, "work directory %s and upper %s overlap: give them separate directories", work, up)
 	}
 	return nil
 }
@@ -128,11 +167,11 @@ func (s *Stack) checkOverlaps(cfg Config) error {
 // hideOwn notes, for every lower, which of our own directories lie in it.
 func (s *Stack) hideOwn(cfg Config) {
 	var own []string
-	if s.upper != nil {
-		own = append(own, s.upper.Path)
-		if cfg.WorkDir != "" {
-			own = append(own, realDir(cfg.WorkDir))
-		}
+	for _, b := range s.writable {
+		own = append(own, b.Path)
+	}
+	if len(s.writable) > 0 && cfg.WorkDir != "" {
+		own = append(own, realDir(cfg.WorkDir))
 	}
 	own = append(own, cfg.Exclude...)
 	mnt := ""
@@ -140,7 +179,8 @@ func (s *Stack) hideOwn(cfg Config) {
 		mnt = realDir(cfg.Mountpoint)
 	}
 	for _, b := range s.branches {
-		if b == s.upper {
+		b.hidden = nil
+		if b.Writable() {
 			continue
 		}
 		for _, dir := range own {

@@ -16,17 +16,20 @@ type Spec struct {
 	Path string // absolute, or relative to the directory at start-up
 	Mode Mode
 	Attr []string // AUFS attributes after the mode: "wh", "nolwh", …
+	Fd   int      // the directory, opened by somebody else, who says what Path is; 0 for none
 }
 
 // Config is everything that Open needs to know about a stack.
 type Config struct {
-	Branches   []Spec   // top first; only index 0 may be RW
-	WorkDir    string   // "" for a br= branch or a read-only stack
+	Branches   []Spec   // top first
+	WorkDir    string   // of the only RW branch; "" for a br= stack, where each has its own, or a read-only one
 	Mountpoint string   // absolute; "" when the stack is not to be mounted
 	Dialect    string   // "auto", "aufs", "overlay" or "xattr": what is written
 	AufsStyle  bool     // the stack was given as br=: aufs is the dialect that auto means
 	UserXattr  bool     // the user asked for user.overlay.* instead of trusted.overlay.*
-	ReadOnly   bool     // take no lock, write nothing, even if index 0 is RW
+	Policy     Policy   // which of several writable branches receives a change
+	ReadOnly   bool     // take no lock, write nothing, even if there are RW branches
 	Volatile   bool     // leave (and look for) the mark of a volatile mount; layerfs mount only
 	Exclude    []string // absolute directories that must not be shown in any lower branch
+	ShowMarks  bool     // show whiteouts and opaque marks as they lie in the branches (AUFS's shwh); needs ReadOnly
 }

@@ -18,9 +18,11 @@ import (
 // Work is the work directory of an upper: WORKDIR/work for temporaries,
 // empty after an unmount, and WORKDIR/layerfs for indexes that can be rebuilt.
 type Work struct {
-	Tmp  int // O_PATH descriptor of WORKDIR/work
-	Keep int // O_PATH descriptor of WORKDIR/layerfs
-	root int // descriptor of WORKDIR, which carries the lock
+	Tmp  int    // O_PATH descriptor of WORKDIR/work
+	Keep int    // O_PATH descriptor of WORKDIR/layerfs
+	root int    // descriptor of WORKDIR, which carries the lock
+	dir  string // where WORKDIR is, for messages. Immutable.
+	lone bool   // whiteouts are no links of each other. Immutable.
 	mark bool
 	// Unclean: the last mount with this directory did not end as it should,
 	// or asked for the records in Keep to be looked through. Immutable.
@@ -40,47 +42,50 @@ const liveMark = "live"
 // the upper may lack what was never synced (overlayfs's incompat/volatile).
 const volatileMark = "volatile"
 
-func (s *Stack) openUpper(cfg Config) error {
-	w, err := openWork(s.upper, cfg)
-	if err != nil {
-		return err
-	}
-	s.work = w
-	if s.format, err = chooseFormat(s.upper, w, cfg); err != nil {
-		return err
-	}
-	if cfg.Volatile {
-		if err := w.markVolatile(cfg.WorkDir); err != nil {
+// openUpper makes b ready to be changed; b keeps its times.
+func (b *Branch) openUpper(cfg Config) error {
+	return sys.KeepTimes(b.Root, func() error {
+		w, err := openWork(b, cfg)
+		if err != nil {
 			return err
 		}
-	}
-	return nil
+		b.Work = w
+		if b.Format, err = chooseFormat(b, w, cfg); err != nil {
+			return err
+		}
+		if cfg.Volatile {
+			return w.markVolatile()
+		}
+		return nil
+	})
 }
 
 func openWork(upper *Branch, cfg Config) (*Work, error) {
-	dir := cfg.WorkDir
-	if dir == "" {
-		if !cfg.AufsStyle {
-			return nil, errs.New(errs.Usage, "upperdir %s needs a workdir= on the same file system", upper.Path)
-		}
-		dir = filepath.Join(upper.Path, whiteout.PrivateDir)
+	w := &Work{Tmp: -1, Keep: -1, root: -1, dir: cfg.WorkDir, lone: upper.Attr.LoneMarks}
+	var err error
+	switch {
+	case w.dir != "":
+		w.root, err = unix.Open(w.dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	case !cfg.AufsStyle:
+		return nil, errs.New(errs.Usage, "upperdir %s needs a workdir= on the same file system", upper.Path)
+	default:
+		w.dir = filepath.Join(upper.Path, whiteout.PrivateDir)
 		if err := sys.Mkdir(upper.Root, whiteout.PrivateDir, 0700); err != nil && err != unix.EEXIST {
 			return nil, errs.New(errs.Failed, "branch %s cannot be written: %w", upper.Path, err)
 		}
+		w.root, err = sys.OpenIn(upper.Root, whiteout.PrivateDir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	}
-	w := &Work{Tmp: -1, Keep: -1, root: -1}
-	if err := w.open(dir, upper); err != nil {
+	if err != nil {
+		return nil, errs.New(errs.Of(err), "work directory %s: %w", w.dir, err)
+	}
+	if err := w.open(w.dir, upper); err != nil {
 		w.release()
 		return nil, err
 	}
 	return w, nil
 }
 
-func (w *Work) open(dir string, upper *Branch) (err error) {
-	w.root, err = unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return errs.New(errs.Of(err), "work directory %s: %w", dir, err)
-	}
+func (w *Work) open(dir string, upper *Branch) error {
 	st, err := sys.FStat(w.root)
 	if err != nil {
 		return errs.New(errs.Failed, "work directory %s: %w", dir, err)
@@ -162,7 +167,8 @@ func (w *Work) lock(dir string) error {
 	}
 }
 
-func (w *Work) markVolatile(dir string) error {
+func (w *Work) markVolatile() error {
+	dir := w.dir
 	if _, err := sys.StatAt(w.Keep, volatileMark, 0); err == nil {
 		return errs.New(errs.Corrupt, "the last volatile mount of %s did not end cleanly, its changes may be incomplete: start with a fresh upper, or remove %s to use it as it is",
 			dir, filepath.Join(dir, "layerfs", volatileMark))
@@ -199,7 +205,7 @@ func (w *Work) Whiteout(f whiteout.Format) (string, error) {
 		return "", err
 	}
 	n := w.next.Add(1)
-	if sys.Link(w.Tmp, name, w.Tmp, spareName(n)) == nil && !w.spare.CompareAndSwap(0, n) {
+	if !w.lone && sys.Link(w.Tmp, name, w.Tmp, spareName(n)) == nil && !w.spare.CompareAndSwap(0, n) {
 		_ = sys.Unlink(w.Tmp, spareName(n))
 	}
 	return name, nil

@@ -23,8 +23,8 @@ func (f *FS) branchOfLocked(n *node) *branches.Branch {
 			return parts[0].Branch
 		}
 		return nil
-	case n.upper:
-		return f.stack.Upper()
+	case n.home != nil:
+		return n.home
 	}
 	return n.low.part.Branch
 }
@@ -62,7 +62,7 @@ func (f *FS) fillLocked(n *node, st *sys.Stat, out *fuse.Attr) {
 	} else {
 		out.Nlink = uint32(max(int64(st.Nlink)+int64(n.adj), 0))
 	}
-	if len(n.names) == 0 && n.id != rootID && (n.isDir() || !n.upper && st.Nlink == 1) {
+	if len(n.names) == 0 && n.id != rootID && (n.isDir() || n.home == nil && st.Nlink == 1) {
 		out.Nlink = 0 // a lower that was covered does not say so itself
 	}
 }
@@ -171,18 +171,19 @@ func (f *FS) setAttr(n *node, in *fuse.SetAttrIn) error {
 		return err
 	}
 	defer at.release()
-	if err := f.chown(at, in); err != nil {
+	b := n.changeableLocked()
+	if err := f.chown(b, at, in); err != nil {
 		return err
 	}
 	if mode, ok := in.GetMode(); ok {
-		if err := f.chmod(at, mode); err != nil {
+		if err := f.chmod(b, at, mode); err != nil {
 			return err
 		}
 	}
 	return utimes(at, in)
 }
 
-func (f *FS) chown(at location, in *fuse.SetAttrIn) error {
+func (f *FS) chown(b *branches.Branch, at location, in *fuse.SetAttrIn) error {
 	uid, gid := ^uint32(0), ^uint32(0)
 	if id, ok := in.GetUID(); ok {
 		uid = f.storedUID(id)
@@ -194,14 +195,14 @@ func (f *FS) chown(at location, in *fuse.SetAttrIn) error {
 		return nil
 	}
 	if f.opts.XattrPermissions != 0 {
-		return f.updateOverride(at, uid, gid, ^uint32(0))
+		return f.updateOverride(b, at, uid, gid, ^uint32(0))
 	}
 	return sys.ChownAt(at.fd, at.name, uid, gid)
 }
 
-func (f *FS) chmod(at location, mode uint32) error {
+func (f *FS) chmod(b *branches.Branch, at location, mode uint32) error {
 	if f.opts.XattrPermissions != 0 {
-		return f.updateOverride(at, ^uint32(0), ^uint32(0), mode)
+		return f.updateOverride(b, at, ^uint32(0), ^uint32(0), mode)
 	}
 	return sys.ChmodAt(at.fd, at.name, mode)
 }

@@ -4,6 +4,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/layerfs/layerfs/branches"
 	"github.com/layerfs/layerfs/internal/sys"
 	"github.com/layerfs/layerfs/whiteout"
 )
@@ -27,64 +28,148 @@ type newcomer struct {
 	umask  uint32
 	// make makes the object at (dirfd, name) with the given permissions.
 	make func(dirfd int, name string, mode uint32) error
-	own  bool // the object exists already (a link): leave owner and mode alone
+	link *node // the object exists already, this is another name of it: owner and mode stay
 
-	st sys.Stat // what was made; set by put
+	on    *branches.Branch // where it is made; set by put
+	limit *branches.Branch // whose whiteout hides the name below, nil for none; set by put
+	floor *branches.Branch // see branches.NewDir; set by put
+	st    sys.Stat         // what was made; set by put
 }
 
 // checkNew refuses names that users must not make.
 func (f *FS) checkNew(name string) error {
 	switch {
-	case f.opts.ReadOnly:
+	case f.readOnly():
 		return unix.EROFS
 	case whiteout.Reserved(name):
 		return unix.EPERM
-	case len(name) > f.format.MaxName(unix.NAME_MAX):
+	case len(name) > f.maxName(unix.NAME_MAX):
 		return unix.ENAMETOOLONG
 	}
 	return nil
 }
 
-// put makes the newcomer in the upper and calls done, all under the
+// put makes the newcomer in a writable branch and calls done, all under the
 // directory's lock.
 func (f *FS) put(c *newcomer, done func()) error {
 	if err := f.checkNew(c.name); err != nil {
 		return err
 	}
-	if err := f.copyUp(c.parent); err != nil {
-		return err
+	for {
+		if err := f.chooseBranch(c); err != nil {
+			return err
+		}
+		if err := f.copyUpTo(c.parent, c.on); err != nil {
+			return err
+		}
+		if again, err := f.putThere(c, done); !again {
+			return err
+		}
+	}
+}
+
+// chooseBranch settles where c is to be made.
+func (f *FS) chooseBranch(c *newcomer) error {
+	c.on = f.stack.Upper()
+	if f.stack.Several() {
+		c.parent.dir.mu.RLock()
+		defer c.parent.dir.mu.RUnlock()
+		limit, err := f.absent(c)
+		if err != nil {
+			return err
+		}
+		c.limit = limit
+		c.on, err = f.branchFor(c)
+		if err != nil {
+			return err
+		}
+	}
+	if c.on == nil {
+		return unix.EROFS
+	}
+	return nil
+}
+
+// absent makes sure that nothing has the name of c, and returns whose whiteout
+// hides it in lower branches. Preconditions: c.parent.dir.mu is held.
+func (f *FS) absent(c *newcomer) (limit *branches.Branch, err error) {
+	if c.parent.dir.dead {
+		return nil, unix.ENOENT
+	}
+	res, err := f.stack.Lookup(c.parent.dir.tree, c.name)
+	if err == nil && res.Kind != branches.NotFound {
+		err = unix.EEXIST
+	}
+	return res.Limit, err
+}
+
+// branchFor asks the policy where c is to be made: "link(2) and rename(2)
+// systemcalls are exceptions in every policy. They try selecting the branch
+// where the source exists" (aufs(5)).
+func (f *FS) branchFor(c *newcomer) (*branches.Branch, error) {
+	tree := c.parent.dir.tree
+	if c.link == nil {
+		return f.stack.ForCreate(tree, c.limit, c.mode&unix.S_IFMT == unix.S_IFDIR), nil
+	}
+	home := c.link.changeable()
+	if home == nil { // it has been copied up before
+		return nil, unix.ESTALE
+	}
+	return f.stack.AtOrAbove(home, f.stack.Lowest(tree, c.limit)), nil
+}
+
+// putThere is put for the branch that was chosen; again means that the choice
+// holds no longer.
+func (f *FS) putThere(c *newcomer, done func()) (again bool, err error) {
+	if c.link != nil { // it may have to leave its branch for one above
+		if err := f.copyUpTo(c.link, c.on); err != nil {
+			return false, err
+		}
 	}
 	d := c.parent.dir
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.dead {
-		return unix.ENOENT
+		return false, unix.ENOENT
 	}
-	to, err := acquire(d.tree, d.tree.Upper(), "")
+	if f.stack.Several() {
+		limit, err := f.absent(c)
+		if err != nil || limit != c.limit || d.tree.Floor() < c.on.Index {
+			return err == nil, err
+		}
+	}
+	to, err := acquire(d.tree, d.tree.Part(c.on), "")
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer to.release()
 	if err := f.putLocked(c, to.fd); err != nil {
-		return err
+		return false, err
 	}
 	done()
-	return nil
+	return false, nil
 }
 
 // putLocked makes the object where one call can do it completely, else in the
 // work directory, from where it is renamed to its place.
-// Preconditions: c.parent.dir.mu is held for writing; dirfd is its upper part.
+// Preconditions: c.parent.dir.mu is held for writing; dirfd is its part in c.on.
 func (f *FS) putLocked(c *newcomer, dirfd int) error {
 	isDir := c.mode&unix.S_IFMT == unix.S_IFDIR
 	beside := false
 	var err error
-	if c.parent.dir.tree.MayHaveMarks() && len(c.name)+len(whiteout.Prefix) <= unix.NAME_MAX {
+	if c.parent.dir.tree.MayHaveMarks(c.on) && len(c.name)+len(whiteout.Prefix) <= unix.NAME_MAX {
 		if beside, err = whiteout.HasAUFS(dirfd, c.name); err != nil {
 			return err
 		}
 	}
-	owner, err := f.ownerOf(c, dirfd, !(isDir && beside))
+	opaque := isDir && (beside || f.opts.AlwaysOpaque)
+	c.floor = f.floorOf(c, opaque)
+	top, err := f.topOf(c.parent.dir.tree)
+	if err != nil {
+		return err
+	}
+	defer top.release()
+	owner, err := f.ownerOf(c, top.fd, !opaque && c.parent.dir.tree.Home() == c.on)
 	if err != nil {
 		return err
 	}
@@ -92,7 +177,7 @@ func (f *FS) putLocked(c *newcomer, dirfd int) error {
 		if err := f.makeInPlace(c, dirfd, owner.mode, beside); err != unix.EEXIST {
 			return err
 		}
-		if owner, err = f.ownerOf(c, dirfd, false); err != nil {
+		if owner, err = f.ownerOf(c, top.fd, false); err != nil {
 			return err
 		}
 	}
@@ -100,16 +185,17 @@ func (f *FS) putLocked(c *newcomer, dirfd int) error {
 	if err != nil {
 		return err
 	}
-	tmp, from, err := f.stage(c, owner, dirfd)
+	tmp, from, err := f.stage(c, owner, top.fd)
 	if err != nil {
 		return err
 	}
 	defer from.release()
-	if isDir && (over || beside) {
-		err = f.format.SetOpaque(from.fd, tmp)
+	if opaque = opaque || isDir && over; opaque {
+		err = c.on.Format.SetOpaque(from.fd, tmp)
 	}
+	c.floor = f.floorOf(c, opaque)
 	if err == nil {
-		c.st, err = f.statMade(from.fd, tmp)
+		c.st, err = f.statMade(c, from.fd, tmp)
 	}
 	if err == nil {
 		err = f.install(from.fd, tmp, dirfd, c.name, isDir, over)
@@ -118,7 +204,7 @@ func (f *FS) putLocked(c *newcomer, dirfd int) error {
 		_ = sys.RemoveAll(from.fd, tmp)
 		return err
 	}
-	if st, err := f.statMade(dirfd, c.name); err == nil {
+	if st, err := f.statMade(c, dirfd, c.name); err == nil {
 		c.st = st // the rename has changed its ctime
 	}
 	if beside {
@@ -133,7 +219,7 @@ func (f *FS) makeInPlace(c *newcomer, dirfd int, mode uint32, beside bool) error
 	if err != nil {
 		return err
 	}
-	if c.st, err = f.statMade(dirfd, c.name); err != nil {
+	if c.st, err = f.statMade(c, dirfd, c.name); err != nil {
 		_ = sys.RemoveAll(dirfd, c.name)
 		return err
 	}
@@ -143,11 +229,23 @@ func (f *FS) makeInPlace(c *newcomer, dirfd int, mode uint32, beside bool) error
 	return nil
 }
 
-// statMade returns the attributes of a new object in the upper.
-func (f *FS) statMade(dirfd int, name string) (sys.Stat, error) {
+// floorOf returns the lowest branch on which the directory c can be made
+// besides, nil for that of its parent.
+func (f *FS) floorOf(c *newcomer, opaque bool) *branches.Branch {
+	switch {
+	case opaque || c.limit == c.on:
+		return c.on
+	case c.limit != nil:
+		return f.stack.Branches()[c.limit.Index-1]
+	}
+	return nil
+}
+
+// statMade returns the attributes of the new object c, which lies at name.
+func (f *FS) statMade(c *newcomer, dirfd int, name string) (sys.Stat, error) {
 	st, err := sys.StatAt(dirfd, name, 0)
 	if err == nil {
-		f.applyOverride(f.stack.Upper(), dirfd, name, &st)
+		f.applyOverride(c.on, dirfd, name, &st)
 	}
 	return st, err
 }
@@ -198,13 +296,14 @@ type owner struct {
 }
 
 // ownerOf decides about owner and permissions of a newcomer, as the kernel
-// does in inode_init_owner and posix_acl_create. inPlace says that it is made
-// in its directory, whose set-group-id bit then acts by itself.
+// does in inode_init_owner and posix_acl_create, in a directory that looks as
+// dirfd does. inPlace says that it is made in that one, whose set-group-id bit
+// then acts by itself.
 func (f *FS) ownerOf(c *newcomer, dirfd int, inPlace bool) (owner, error) {
-	if c.own {
+	if c.link != nil {
 		return owner{native: inPlace}, nil
 	}
-	o := owner{mode: c.mode & 07777, acl: f.hasDefaultACL(c.parent, dirfd)}
+	o := owner{mode: c.mode & 07777, acl: f.hasDefaultACL(c, dirfd)}
 	if !o.acl {
 		o.mode &^= c.umask
 	}
@@ -229,13 +328,13 @@ func (f *FS) ownerOf(c *newcomer, dirfd int, inPlace bool) (owner, error) {
 	return o, nil
 }
 
-func (f *FS) hasDefaultACL(parent *node, dirfd int) bool {
+func (f *FS) hasDefaultACL(c *newcomer, dirfd int) bool {
 	if f.opts.NoACL || f.opts.NoXattrs {
 		return false
 	}
-	d := parent.dir
-	if d.acl == aclUnknown {
-		d.acl = aclNone
+	d := c.parent.dir
+	if home := d.tree.Home(); d.acl == aclUnknown || d.aclOf != home {
+		d.acl, d.aclOf = aclNone, home
 		if n, err := sys.GetXattrInto(dirfd, "", aclDefault, nil); err == nil && n > 0 {
 			d.acl = aclSome
 		}
@@ -245,15 +344,16 @@ func (f *FS) hasDefaultACL(parent *node, dirfd int) bool {
 
 // stage makes the object under a temporary name and gives it its owner.
 func (f *FS) stage(c *newcomer, o owner, dirfd int) (tmp string, from location, err error) {
-	tmp = f.work.Name()
-	from = location{f.work.Tmp, "", noRelease}
+	work := c.on.Work
+	tmp = work.Name()
+	from = location{work.Tmp, "", noRelease}
 	if o.acl {
-		if from, err = f.aclStage(dirfd); err != nil {
+		if from, err = aclStage(work, dirfd); err != nil {
 			return "", from, err
 		}
 	}
 	err = c.make(from.fd, tmp, o.mode)
-	if err == nil && !c.own {
+	if err == nil && c.link == nil {
 		err = f.giveAway(from.fd, tmp, c, o)
 	}
 	if err != nil {
@@ -265,24 +365,24 @@ func (f *FS) stage(c *newcomer, o owner, dirfd int) (tmp string, from location, 
 
 // aclStage makes a temporary directory with the default ACL of dirfd, so that
 // what is made inside inherits it as it would in dirfd.
-func (f *FS) aclStage(dirfd int) (location, error) {
-	name := f.work.Name()
-	if err := sys.Mkdir(f.work.Tmp, name, 0700); err != nil {
+func aclStage(work *branches.Work, dirfd int) (location, error) {
+	name := work.Name()
+	if err := sys.Mkdir(work.Tmp, name, 0700); err != nil {
 		return location{}, err
 	}
 	acl, err := sys.GetXattr(dirfd, "", aclDefault)
 	if err == nil {
-		err = sys.SetXattr(f.work.Tmp, name, aclDefault, acl, 0)
+		err = sys.SetXattr(work.Tmp, name, aclDefault, acl, 0)
 	}
 	var fd int
 	if err == nil {
-		fd, err = sys.OpenDir(f.work.Tmp, name)
+		fd, err = sys.OpenDir(work.Tmp, name)
 	}
 	if err != nil {
-		f.work.Discard(name)
+		work.Discard(name)
 		return location{}, err
 	}
-	return location{fd, "", func() { sys.Close(fd); f.work.Discard(name) }}, nil
+	return location{fd, "", func() { sys.Close(fd); work.Discard(name) }}, nil
 }
 
 func (f *FS) giveAway(dirfd int, name string, c *newcomer, o owner) error {
@@ -316,10 +416,12 @@ func (f *FS) giveAway(dirfd int, name string, c *newcomer, o owner) error {
 // made returns the node of the object that put has made for c.
 // Preconditions: c.parent.dir.mu is held for writing.
 func (f *FS) made(c *newcomer) *node {
-	key := f.identity(f.stack.Upper(), &c.st)
-	n := &node{ino: key, typ: c.st.Type(), upper: true, names: []place{{c.parent, c.name, true}}}
+	key := f.identity(c.on, &c.st)
+	n := &node{ino: key, typ: c.st.Type(), names: []place{{c.parent, c.name, c.on}}}
 	if c.st.IsDir() {
-		n.dir = &dirNode{tree: f.stack.NewDir(c.parent.dir.tree, c.name)}
+		n.dir = &dirNode{tree: f.stack.NewDir(c.parent.dir.tree, c.name, c.on, c.floor)}
+	} else {
+		n.home = c.on
 	}
 	f.table.addKid(c.parent, 1)
 	return f.table.insert(n, key, true)
@@ -408,7 +510,7 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 	code = f.makeNew(c, &out.EntryOut, func(n *node) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		n.opens = 1
+		n.opens, n.writes = 1, 1
 		if b := f.newBacking(fd, true); f.mayStayOpen() {
 			n.back = b
 		} else {
@@ -432,7 +534,7 @@ func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) 
 	if !code.Ok() {
 		return code
 	}
-	if f.opts.ReadOnly {
+	if f.readOnly() {
 		return fuse.EROFS
 	}
 	if err := f.copyUp(c.parent); err != nil {
@@ -440,7 +542,11 @@ func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) 
 	}
 	c.parent.dir.mu.Lock()
 	defer c.parent.dir.mu.Unlock()
-	to, err := acquire(c.parent.dir.tree, c.parent.dir.tree.Upper(), "")
+	// Where the directory's own attributes are: a policy is for names.
+	if c.on = c.parent.dir.tree.Home(); c.on == nil {
+		return fuse.EROFS
+	}
+	to, err := acquire(c.parent.dir.tree, c.parent.dir.tree.Part(c.on), "")
 	if err != nil {
 		return status(err)
 	}
@@ -464,8 +570,8 @@ func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) 
 		sys.Close(fd)
 		return status(err)
 	}
-	key := f.identity(f.stack.Upper(), &st)
-	n := f.table.insert(&node{ino: key, typ: unix.S_IFREG, upper: true, back: f.newBacking(fd, true), opens: 1}, key, true)
+	key := f.identity(c.on, &st)
+	n := f.table.insert(&node{ino: key, typ: unix.S_IFREG, home: c.on, back: f.newBacking(fd, true), opens: 1, writes: 1}, key, true)
 	f.entry(n, &st, &out.EntryOut)
 	out.OpenFlags = f.openFlags(in.Flags)
 	return fuse.OK

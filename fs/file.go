@@ -95,7 +95,7 @@ func (f *FS) openBackingLocked(n *node, write bool) (*backing, error) {
 		fd, err := sys.Dup(at.fd)
 		return f.opened(fd, false, err)
 	}
-	if !n.upper {
+	if n.home == nil {
 		fd, err := sys.OpenUntouched(at.fd, name, 0)
 		if err == unix.EXDEV { // something is mounted on the file: it shows as an empty one
 			fd, err = unix.MemfdCreate("layerfs", unix.MFD_CLOEXEC)
@@ -205,8 +205,13 @@ func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.St
 	if !code.Ok() {
 		return code
 	}
+	if err := f.copyUpOnOpen(n); err != nil {
+		return status(err)
+	}
+	writes := writesOf(in.Flags)
 	n.mu.Lock()
 	n.opens++
+	n.writes += writes
 	err := f.mayOpenLocked(n, in.Flags)
 	var b *backing
 	if err == nil {
@@ -216,7 +221,7 @@ func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.St
 	if err == nil {
 		b.release()
 	} else {
-		f.closed(n)
+		f.closed(n, writes)
 		return status(err)
 	}
 	f.counters.opens.Add(1)
@@ -231,14 +236,14 @@ func (f *FS) mayOpenLocked(n *node, flags uint32) error {
 	if flags&unix.O_ACCMODE == unix.O_RDONLY {
 		return nil
 	}
-	if f.opts.ReadOnly {
+	if f.readOnly() {
 		return unix.EROFS
 	}
 	st, err := f.statLocked(n)
 	if err != nil {
 		return err
 	}
-	if st.Immutable() || st.AppendOnly() && (!n.upper || flags&unix.O_APPEND == 0) {
+	if st.Immutable() || st.AppendOnly() && (n.home == nil || flags&unix.O_APPEND == 0) {
 		return unix.EPERM
 	}
 	return nil
@@ -253,10 +258,19 @@ func (f *FS) openFlags(flags uint32) uint32 {
 	return out | fuse.FOPEN_NOFLUSH
 }
 
-// closed ends one handle of n.
-func (f *FS) closed(n *node) {
+// writesOf is 1 for flags that open a file for writing, else 0.
+func writesOf(flags uint32) int {
+	if flags&unix.O_ACCMODE == unix.O_RDONLY {
+		return 0
+	}
+	return 1
+}
+
+// closed ends one handle of n; writes says that it was one for writing.
+func (f *FS) closed(n *node, writes int) {
 	n.mu.Lock()
 	n.opens--
+	n.writes -= writes
 	var b *backing
 	if n.opens == 0 && len(n.names) > 0 {
 		b, n.back = n.back, nil // without a name it stays for those who have it by O_PATH
@@ -270,7 +284,7 @@ func (f *FS) closed(n *node) {
 // Release implements fuse.RawFileSystem.
 func (f *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	if n := f.table.get(in.NodeId); n != nil {
-		f.closed(n)
+		f.closed(n, writesOf(in.Flags))
 	}
 }
 
@@ -306,7 +320,7 @@ func (f *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResu
 	if err != nil {
 		return nil, status(err)
 	}
-	if f.opts.StrictAtime && n.inUpper() {
+	if f.opts.StrictAtime && n.changeable() != nil {
 		// The branch is mounted with relatime, more often than not.
 		if err := sys.UtimesAt(b.fd, "", unix.Timespec{Nsec: sys.Now}, unix.Timespec{Nsec: sys.Omit}); err == nil {
 			f.inval(n, -1)
@@ -315,7 +329,7 @@ func (f *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResu
 	return &readResult{b, int64(in.Offset), len(buf)}, fuse.OK
 }
 
-// writable copies n up and returns its open file.
+// writable copies n up and returns its open file; call wrote after.
 func (f *FS) writable(id uint64) (*node, *backing, fuse.Status) {
 	n, code := f.node(id)
 	if !code.Ok() {
@@ -324,8 +338,28 @@ func (f *FS) writable(id uint64) (*node, *backing, fuse.Status) {
 	if err := f.copyUp(n); err != nil {
 		return nil, nil, status(err)
 	}
-	b, err := f.openFile(n, true)
+	b, err := f.openToWrite(n)
 	return n, b, status(err)
+}
+
+// openToWrite opens n, which is in a writable branch, and keeps it there until wrote.
+func (f *FS) openToWrite(n *node) (*backing, error) {
+	if f.stack.Several() {
+		n.copyMu.RLock()
+	}
+	b, err := f.openFile(n, true)
+	if err != nil && f.stack.Several() {
+		n.copyMu.RUnlock()
+	}
+	return b, err
+}
+
+// wrote ends what openToWrite has begun.
+func (f *FS) wrote(n *node, b *backing) {
+	b.release()
+	if f.stack.Several() {
+		n.copyMu.RUnlock()
+	}
 }
 
 // Write implements fuse.RawFileSystem.
@@ -334,7 +368,7 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 	if !code.Ok() {
 		return 0, code
 	}
-	defer b.release()
+	defer f.wrote(n, b)
 	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
 		if err := f.killSuid(n, b, in.Owner); err != nil {
 			return 0, status(err)
@@ -362,12 +396,13 @@ func (f *FS) killSuid(n *node, b *backing, who fuse.Owner) error {
 	if err != nil {
 		return err
 	}
-	f.applyOverride(f.stack.Upper(), b.fd, "", &st)
+	home := n.changeable()
+	f.applyOverride(home, b.fd, "", &st)
 	kill := f.killable(&st, who)
 	if kill == 0 {
 		return nil
 	}
-	if err := f.chmod(location{b.fd, "", noRelease}, st.Mode&07777&^kill); err != nil {
+	if err := f.chmod(home, location{b.fd, "", noRelease}, st.Mode&07777&^kill); err != nil {
 		return err
 	}
 	f.inval(n, -1) // the kernel would go by the old mode until the next stat
@@ -412,11 +447,11 @@ func (f *FS) truncate(n *node, c *cut) error {
 	if done, err := f.copyUpWith(n, copyOptions{cut: c}); done || err != nil {
 		return err
 	}
-	b, err := f.openFile(n, true)
+	b, err := f.openToWrite(n)
 	if err != nil {
 		return err
 	}
-	defer b.release()
+	defer f.wrote(n, b)
 	if c.kill {
 		if err := f.killSuid(n, b, c.who); err != nil {
 			return err
@@ -435,7 +470,7 @@ func (f *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if !code.Ok() {
 		return code
 	}
-	if f.opts.Sync == SyncVolatile || !n.inUpper() {
+	if f.opts.Sync == SyncVolatile || n.changeable() == nil {
 		return fuse.OK
 	}
 	b, err := f.openFile(n, false)
@@ -456,7 +491,7 @@ func (f *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 	if !code.Ok() {
 		return code
 	}
-	defer b.release()
+	defer f.wrote(n, b)
 	return status(f.changeData(n, b, &in.Caller, func() error {
 		return sys.Fallocate(b.fd, in.Mode, int64(in.Offset), int64(in.Length))
 	}))
@@ -489,7 +524,7 @@ func (f *FS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32,
 	if !code.Ok() {
 		return 0, code
 	}
-	defer dst.release()
+	defer f.wrote(out, dst)
 	from, err := f.openFile(src, false)
 	if err != nil {
 		return 0, status(err)

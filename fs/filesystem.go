@@ -12,8 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/layerfs/layerfs/branches"
-	"github.com/layerfs/layerfs/internal/sys"
-	"github.com/layerfs/layerfs/whiteout"
 )
 
 const rootID = fuse.FUSE_ROOT_ID
@@ -29,16 +27,15 @@ type Notifier interface {
 type FS struct {
 	fuse.RawFileSystem // answers ENOSYS to what is not implemented here
 
-	opts   Options         // immutable
-	stack  *branches.Stack // immutable
-	format whiteout.Format // immutable
-	work   *branches.Work  // immutable; nil for a read-only mount
-	euid   uint32          // whom files that the daemon makes belong to. Immutable.
-	egid   uint32
+	opts  Options         // immutable
+	stack *branches.Stack // immutable; its branches change only while the gate is shut
+	gate  gate            // every request is inside
+	euid  uint32          // whom files that the daemon makes belong to. Immutable.
+	egid  uint32
 
 	table   *table
 	handles handles
-	links   *linkIndex
+	indexes map[*branches.Branch]*linkIndex // of the writable branches; changes only while the gate is shut
 	notify  atomic.Pointer[Notifier]
 
 	// renameMu is held by renames from one directory to another, so that the
@@ -61,42 +58,76 @@ func New(stack *branches.Stack, opts Options) (*FS, error) {
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		opts:          opts,
 		stack:         stack,
-		format:        stack.Format(),
-		work:          stack.Work(),
+		indexes:       map[*branches.Branch]*linkIndex{},
 		maxBackings:   maxBackings(),
 		euid:          uint32(os.Geteuid()),
 		egid:          uint32(os.Getegid()),
 		started:       time.Now(),
 	}
-	f.opts.ReadOnly = f.opts.ReadOnly || stack.Upper() == nil
 	f.table = newTable(f.gone)
-	links, err := openLinks(f)
-	if err != nil {
-		return nil, err
-	}
-	f.links = links
-	if err := f.recover(); err != nil {
-		return nil, err
+	for _, b := range stack.Writable() {
+		if err := f.adoptUpper(b); err != nil {
+			return nil, err
+		}
 	}
 	return f, f.addRoot()
 }
 
+// adoptUpper makes the writable branch b ready for changes and completes what
+// an earlier daemon has left undone in it.
+func (f *FS) adoptUpper(b *branches.Branch) error {
+	links, err := openLinks(b)
+	if err != nil {
+		return err
+	}
+	f.indexes[b] = links
+	return f.recover(links)
+}
+
+// index returns the link index of the branch where the file n is at home.
+// Preconditions: n.mu is held and n.home is not nil.
+func (f *FS) index(n *node) *linkIndex { return f.indexes[n.home] }
+
+// topIndex is the index of the topmost writable branch, which also has the
+// notes about files that were never copied up; nil for a read-only mount.
+func (f *FS) topIndex() *linkIndex { return f.indexes[f.stack.Upper()] }
+
+// readOnly reports whether nothing can be changed.
+func (f *FS) readOnly() bool { return f.opts.ReadOnly || f.stack.Upper() == nil }
+
 func (f *FS) addRoot() error {
 	tree := f.stack.Root()
-	id := tree.Parts()[0].Branch
-	if lowers := tree.Lowers(); len(lowers) > 0 {
-		id = lowers[0].Branch
-	}
+	id := rootIdentity(tree)
 	st, err := id.RootStat()
 	if err != nil {
 		return err
 	}
 	n := &node{
 		id: rootID, ino: f.identity(id, &st), typ: unix.S_IFDIR, lookups: 1,
-		dir: &dirNode{tree: tree}, upper: tree.Upper() != nil,
+		dir: &dirNode{tree: tree},
 	}
 	f.table.byID[rootID] = n
 	return nil
+}
+
+// rootIdentity is the branch whose root is the identity of the merged root: the
+// topmost that is only read, else the lowest.
+func rootIdentity(tree *branches.Dir) *branches.Branch {
+	parts := tree.Parts()
+	for _, p := range parts {
+		if !p.Branch.Writable() {
+			return p.Branch
+		}
+	}
+	return parts[len(parts)-1].Branch
+}
+
+// Gate is what every request has to be inside of while it is handled.
+func (f *FS) Gate() interface {
+	Enter()
+	Leave()
+} {
+	return &f.gate
 }
 
 // SetNotifier gives f the way to the kernel's caches.
@@ -154,7 +185,9 @@ func (f *FS) Init(*fuse.Server) {}
 // Close gives everything back after the unmount and empties the work directory.
 func (f *FS) Close() error {
 	f.handles.closeAll()
-	f.links.close()
+	for _, l := range f.indexes {
+		l.close()
+	}
 	return f.stack.Close()
 }
 
@@ -192,20 +225,4 @@ func (f *FS) node(id uint64) (*node, fuse.Status) {
 		return nil, fuse.Status(unix.ESTALE)
 	}
 	return n, fuse.OK
-}
-
-// StatFs implements fuse.RawFileSystem: the file system of the topmost
-// branch (ovl_statfs), with the name length that can really be made.
-func (f *FS) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
-	st, err := sys.Statfs(f.stack.Branches()[0].Root)
-	if err != nil {
-		return status(err)
-	}
-	*out = fuse.StatfsOut{
-		Blocks: st.Blocks, Bfree: st.Bfree, Bavail: st.Bavail,
-		Files: st.Files, Ffree: st.Ffree,
-		Bsize: uint32(st.Bsize), Frsize: uint32(st.Frsize),
-		NameLen: uint32(f.format.MaxName(int(st.Namelen))),
-	}
-	return fuse.OK
 }

@@ -81,9 +81,7 @@ func (f *FS) storedGID(id uint32) uint32 {
 }
 
 // identity is the number by which an inode of a branch is known in the
-// mount: unique, the same in every mount of the same stack, and what stat
-// shows. Branches are counted from the bottom, so that it survives a new
-// branch on top; the upper is 0.
+// mount: unique, the same in every mount of the same stack, and what stat shows.
 func (f *FS) identity(b *branches.Branch, st *sys.Stat) uint64 {
 	return f.identityOf(b, st.Dev, st.Ino)
 }
@@ -94,10 +92,7 @@ const (
 )
 
 func (f *FS) identityOf(b *branches.Branch, dev, ino uint64) uint64 {
-	pos := uint64(0)
-	if b != f.stack.Upper() {
-		pos = uint64(len(f.stack.Branches()) - b.Index)
-	}
+	pos := uint64(b.ID)
 	if dev == b.Dev && ino < 1<<inoBits {
 		return pos<<inoBits | ino
 	}

@@ -35,8 +35,10 @@ type Status struct {
 
 // Status returns what is to be said of the mount as a whole.
 func (f *FS) Status() Status {
+	f.gate.Enter()
+	defer f.gate.Leave()
 	s := Status{
-		Backend: "fuse", ReadOnly: f.opts.ReadOnly,
+		Backend: "fuse", ReadOnly: f.readOnly(),
 		Branches: len(f.stack.Branches()), RedirectDir: f.opts.RedirectDir,
 		Caches: "none", Sync: [...]string{"auto", "strict", "volatile"}[f.opts.Sync],
 		Nodes: f.table.count(), Opens: f.counters.opens.Load(),
@@ -47,7 +49,7 @@ func (f *FS) Status() Status {
 		s.Caches = "entries, attributes, pages, directories"
 	}
 	if up := f.stack.Upper(); up != nil {
-		s.Upper, s.Dialect = up.Path, f.format.String()
+		s.Upper, s.Dialect = up.Path, up.Format.String()
 	}
 	return s
 }
@@ -64,13 +66,12 @@ type BranchInfo struct {
 
 // Branches lists the branches, top first.
 func (f *FS) Branches() []BranchInfo {
+	f.gate.Enter()
+	defer f.gate.Leave()
 	use := f.nodesPerBranch()
 	var out []BranchInfo
 	for _, b := range f.stack.Branches() {
-		i := BranchInfo{Index: b.Index, Path: b.Path, Mode: b.Mode.String(), Dialect: branches.DialectOf(b), InUse: use[b]}
-		if b == f.stack.Upper() {
-			i.CopyUps = f.counters.copyUps.Load()
-		}
+		i := BranchInfo{Index: b.Index, Path: b.Path, Mode: b.Perm(), Dialect: branches.DialectOf(b), CopyUps: b.CopyUps.Load(), InUse: use[b]}
 		out = append(out, i)
 	}
 	return out
@@ -110,6 +111,8 @@ type TraceStep struct {
 // Trace resolves p, relative to the root of the mount, component by
 // component. A symbolic link is not followed.
 func (f *FS) Trace(p string) (Trace, error) {
+	f.gate.Enter()
+	defer f.gate.Leave()
 	t := Trace{Path: path.Clean("/" + p)}
 	dir := f.stack.Root()
 	t.Steps = append(t.Steps, dirStep("/", dir, "the root of every branch"))
@@ -137,8 +140,10 @@ func (f *FS) step(dir *branches.Dir, name string, res *branches.Resolution) Trac
 	switch res.Kind {
 	case branches.NotFound:
 		why := "no branch has it"
-		if covered, _ := f.stack.LowerHas(dir, name); covered {
-			why = "a whiteout in the upper hides it"
+		if res.Limit != nil {
+			if covered, _ := f.stack.LowerHas(dir, name, res.Limit); covered {
+				why = "a whiteout in " + res.Limit.Path + " hides it"
+			}
 		}
 		return TraceStep{Name: name, Kind: "absent", Why: why}
 	case branches.Directory:

@@ -23,13 +23,13 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 	if err := f.copyUp(n); err != nil {
 		return status(err)
 	}
-	c.own = true
+	c.link = n
 	c.make = func(dirfd int, name string, _ uint32) error { return f.linkLocked(n, dirfd, name) }
 	return status(f.put(c, func() {
 		n.mu.Lock()
-		f.addPlaceLocked(n, place{c.parent, name, true})
+		f.addPlaceLocked(n, place{c.parent, name, n.home})
 		n.mu.Unlock()
-		f.table.alias(n, f.identity(f.stack.Upper(), &c.st)) // counts nothing; the key may have gone with a former last name
+		f.table.alias(n, f.identity(c.on, &c.st)) // counts nothing; the key may have gone with a former last name
 		f.table.mu.Lock()
 		n.lookups++
 		f.table.mu.Unlock()
@@ -45,8 +45,8 @@ func (f *FS) linkLocked(n *node, dirfd int, name string) error {
 		return err
 	}
 	for _, p := range n.names {
-		if p.upper {
-			from, err := acquire(p.dir.dir.tree, p.dir.dir.tree.Upper(), p.name)
+		if p.in != nil {
+			from, err := acquire(p.dir.dir.tree, p.dir.dir.tree.On(p.in), p.name)
 			if err != nil {
 				return err
 			}
@@ -55,7 +55,7 @@ func (f *FS) linkLocked(n *node, dirfd int, name string) error {
 		}
 	}
 	if n.link != "" {
-		return sys.Link(f.links.fd, n.link, dirfd, name)
+		return sys.Link(f.index(n).fd, n.link, dirfd, name)
 	}
 	if n.back == nil {
 		return unix.ENOENT

@@ -55,7 +55,7 @@ func parseRecord(text string) (r linkRecord, ok bool) {
 
 // record reads the link record that the file at carries.
 func (l *linkIndex) record(at location) (linkRecord, bool) {
-	v, err := sys.GetXattr(at.fd, at.name, l.ns+linkAttr)
+	v, err := sys.GetXattr(at.fd, at.name, l.ns()+linkAttr)
 	if err != nil {
 		return linkRecord{}, false
 	}
@@ -77,36 +77,38 @@ func (l *linkIndex) recordOf(key string, at location) (linkRecord, bool) {
 }
 
 // saveRecord writes the record of the file at, which is of type typ.
-func (f *FS) saveRecord(at location, typ uint32, r linkRecord) error {
-	if f.takesOrigin(typ) {
-		return sys.SetXattr(at.fd, at.name, f.links.ns+linkAttr, []byte(r.String()), 0)
+func (l *linkIndex) saveRecord(at location, typ uint32, r linkRecord) error {
+	if takesOrigin(l.branch, typ) {
+		return sys.SetXattr(at.fd, at.name, l.ns()+linkAttr, []byte(r.String()), 0)
 	}
-	return f.putNote(recordName(r.key), r.String())
+	return l.putNote(recordName(r.key), r.String())
 }
 
 // putNote makes text the note called name in the index, in one step.
-func (f *FS) putNote(name, text string) error {
-	tmp := f.work.Name()
-	if err := sys.Symlink(text, f.work.Tmp, tmp); err != nil {
+func (l *linkIndex) putNote(name, text string) error {
+	work := l.branch.Work
+	tmp := work.Name()
+	if err := sys.Symlink(text, work.Tmp, tmp); err != nil {
 		return err
 	}
-	err := sys.Rename(f.work.Tmp, tmp, f.links.fd, name, 0)
+	err := sys.Rename(work.Tmp, tmp, l.fd, name, 0)
 	if err != nil {
-		f.work.Discard(tmp)
+		work.Discard(tmp)
 	}
 	return err
 }
 
 // recallLink gives n, whose file is at, what is recorded of its links.
 func (f *FS) recallLink(at location, n *node) {
-	if f.links.fd < 0 || !f.links.some.Load() {
+	links := f.index(n)
+	if !links.some.Load() {
 		return
 	}
-	r, ok := f.links.record(at)
+	r, ok := links.record(at)
 	if !ok {
 		return
 	}
-	if _, err := sys.StatAt(f.links.fd, r.key, 0); err != nil {
+	if _, err := sys.StatAt(links.fd, r.key, 0); err != nil {
 		return
 	}
 	f.recallCount(n, r.key, at, 0)
@@ -115,7 +117,7 @@ func (f *FS) recallLink(at location, n *node) {
 // recallCount gives the new node n, whose file at is in the index under key,
 // its number of links. Without a record there are as many as in the lower.
 func (f *FS) recallCount(n *node, key string, at location, lower int32) {
-	r, ok := f.links.recordOf(key, at)
+	r, ok := f.index(n).recordOf(key, at)
 	if !ok {
 		r = linkRecord{key, lower, true}
 	}
@@ -135,22 +137,24 @@ func (f *FS) freezeLinkLocked(n *node) error {
 	if n.link == "" {
 		return nil
 	}
-	st, err := sys.StatAt(f.links.fd, n.link, 0)
+	links := f.index(n)
+	st, err := sys.StatAt(links.fd, n.link, 0)
 	if err != nil {
 		return err
 	}
 	n.frozen = true
-	return f.saveRecord(location{f.links.fd, n.link, noRelease}, n.typ, linkRecord{n.link, int32(st.Nlink) + n.adj, true})
+	return links.saveRecord(location{links.fd, n.link, noRelease}, n.typ, linkRecord{n.link, int32(st.Nlink) + n.adj, true})
 }
 
 // thawLinkLocked records how many links n shows beyond those on disk. If that
 // fails n stays frozen, and changes that both the disk and the union show are
 // refused until it succeeds. Preconditions: n.mu is held.
 func (f *FS) thawLinkLocked(n *node) error {
-	if n.link == "" || f.links.fd < 0 {
+	if n.link == "" {
 		return nil
 	}
-	err := f.saveRecord(location{f.links.fd, n.link, noRelease}, n.typ, linkRecord{n.link, n.adj, false})
+	links := f.index(n)
+	err := links.saveRecord(location{links.fd, n.link, noRelease}, n.typ, linkRecord{n.link, n.adj, false})
 	n.frozen = err != nil
 	return err
 }
@@ -185,7 +189,7 @@ func hiddenName(key string) string { return "n" + key }
 // hiddenLinks returns the node of a lower file with deleted names, counted as
 // looked up, or nil if there is no record of it.
 func (f *FS) hiddenLinks(parent *node, name string, res *branches.Resolution, identity uint64, key string) *node {
-	text, err := sys.Readlink(f.links.fd, hiddenName(key))
+	text, err := sys.Readlink(f.topIndex().fd, hiddenName(key))
 	if err != nil {
 		return nil
 	}
@@ -197,16 +201,19 @@ func (f *FS) hiddenLinks(parent *node, name string, res *branches.Resolution, id
 }
 
 // beforeCoverLocked readies n for the loss of its name in a lower, which is
-// about to be covered: a copy gets that name in the upper first, so that one
-// system call then takes it from disk and union; for a file that was never
-// copied up it is noted which name is going. It reports whether the name is in
-// the upper now. was is what the lower file was on disk.
+// about to be covered in the branch on: a copy there gets that name first, so
+// that one system call then takes it from disk and union; for a file that was
+// never copied up it is noted which name is going. It reports whether the name
+// is in that branch now. was is what the lower file was on disk.
 // Preconditions: n.mu is held, parent.dir.mu is held for writing.
-func (f *FS) beforeCoverLocked(n, parent *node, name string, was *sys.Stat) (inUpper bool, err error) {
+func (f *FS) beforeCoverLocked(on *branches.Branch, n, parent *node, name string, was *sys.Stat) (inUpper bool, err error) {
 	if n.isDir() {
 		return false, nil
 	}
-	if n.upper {
+	if n.home != nil {
+		if n.home != on {
+			return false, nil
+		}
 		return true, f.materializeLocked(n, parent, name)
 	}
 	if was.Nlink < 2 {
@@ -219,10 +226,14 @@ func (f *FS) beforeCoverLocked(n, parent *node, name string, was *sys.Stat) (inU
 // covered. Preconditions: n.mu is held.
 func (f *FS) nameHiddenLocked(n *node) {
 	n.adj--
+	if n.home != nil {
+		f.thawLinkLocked(n)
+		return
+	}
 	// The name is gone, so this cannot fail any more: what a second try does
 	// not bring about is left to the next mount.
 	if f.noteHiddenLocked(n, "") != nil && f.noteHiddenLocked(n, "") != nil {
-		f.work.Distrust()
+		f.stack.Upper().Work.Distrust()
 	}
 }
 
@@ -244,9 +255,9 @@ func (f *FS) noteHiddenLocked(n *node, going string) error {
 		return err
 	}
 	if st.Nlink < 2 || int64(st.Nlink)+int64(n.adj) <= 0 {
-		_ = sys.Unlink(f.links.fd, hiddenName(key))
+		_ = sys.Unlink(f.topIndex().fd, hiddenName(key))
 		return nil
 	}
-	f.links.some.Store(true)
-	return f.putNote(hiddenName(key), fmt.Sprint(n.adj)+going)
+	f.topIndex().some.Store(true)
+	return f.topIndex().putNote(hiddenName(key), fmt.Sprint(n.adj)+going)
 }

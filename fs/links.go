@@ -26,33 +26,28 @@ import (
 // kept in the upper under .wh..wh.plnk: a work directory may be thrown away,
 // an upper may not.
 type linkIndex struct {
-	fd     int         // O_PATH descriptor, -1 for a read-only mount. Immutable.
-	upper  int         // root of the upper. Immutable.
-	ns     string      // of the attributes. Immutable.
-	some   atomic.Bool // the index may have entries
-	marked atomic.Bool // the upper carries linksAttr
+	branch *branches.Branch // the upper that it belongs to. Immutable.
+	fd     int              // O_PATH descriptor. Immutable.
+	some   atomic.Bool      // the index may have entries
+	marked atomic.Bool      // the upper carries linksAttr
 }
 
 const linksAttr = "layerfs.links" // on the root of an upper: some files have link records
 
-func openLinks(f *FS) (*linkIndex, error) {
-	l := &linkIndex{fd: -1, ns: string(f.format.NS)}
-	if f.work == nil {
-		return l, nil
-	}
-	l.upper = f.stack.Upper().Root
-	_, err := sys.GetXattrInto(l.upper, "", l.ns+linksAttr, nil)
+func openLinks(b *branches.Branch) (*linkIndex, error) {
+	l := &linkIndex{branch: b}
+	_, err := sys.GetXattrInto(b.Root, "", l.ns()+linksAttr, nil)
 	l.marked.Store(err == nil)
-	err = sys.Mkdir(f.work.Keep, "links", 0700)
+	err = sys.Mkdir(b.Work.Keep, "links", 0700)
 	lost := err == nil && l.marked.Load()
 	if err != nil && err != unix.EEXIST {
 		return nil, fmt.Errorf("making the link index: %w", err)
 	}
-	if l.fd, err = sys.OpenDir(f.work.Keep, "links"); err != nil {
+	if l.fd, err = sys.OpenDir(b.Work.Keep, "links"); err != nil {
 		return nil, fmt.Errorf("opening the link index: %w", err)
 	}
 	if lost {
-		if err := l.rebuild(l.upper, "."); err != nil {
+		if err := l.rebuild(b.Root, "."); err != nil {
 			return nil, fmt.Errorf("rebuilding the link index: %w", err)
 		}
 	}
@@ -62,6 +57,19 @@ func openLinks(f *FS) (*linkIndex, error) {
 	}
 	l.some.Store(len(entries) > 0)
 	return l, nil
+}
+
+// ns is the namespace of the attributes that the records are.
+func (l *linkIndex) ns() string { return string(l.branch.Format.NS) }
+
+// linksKnown reports whether any copy of a file with several names is known.
+func (f *FS) linksKnown() bool {
+	for _, l := range f.indexes {
+		if l.some.Load() {
+			return true
+		}
+	}
+	return false
 }
 
 // rebuild enters every file below name in dirfd that carries a link record.
@@ -97,16 +105,12 @@ func (l *linkIndex) mark() error {
 	if l.marked.Load() {
 		return nil
 	}
-	err := sys.SetXattr(l.upper, "", l.ns+linksAttr, []byte("y"), 0)
+	err := sys.SetXattr(l.branch.Root, "", l.ns()+linksAttr, []byte("y"), 0)
 	l.marked.Store(err == nil)
 	return err
 }
 
-func (l *linkIndex) close() {
-	if l.fd >= 0 {
-		sys.Close(l.fd)
-	}
-}
+func (l *linkIndex) close() { sys.Close(l.fd) }
 
 // linkKey names a lower inode for the index: by its file handle, which
 // survives reboots and other branch orders, else by its identity.
@@ -118,10 +122,10 @@ func linkKey(at location, identity uint64) (string, error) {
 	return fmt.Sprintf("i%x", identity), err
 }
 
-// linkedUp returns the node of the copy of a lower file with several links
-// that was copied up by another name, counted as looked up; nil if there is none.
+// linkedUp returns the node of the copy of a file with several links that was
+// copied up by another name, counted as looked up; nil if there is none.
 func (f *FS) linkedUp(parent *node, name string, res *branches.Resolution, identity uint64) (*node, error) {
-	if f.links.fd < 0 || !f.links.some.Load() {
+	if !f.linksKnown() {
 		return nil, nil
 	}
 	low, err := acquire(parent.dir.tree, res.Where, name)
@@ -133,18 +137,35 @@ func (f *FS) linkedUp(parent *node, name string, res *branches.Resolution, ident
 	if err != nil {
 		return nil, err
 	}
-	st, err := sys.StatAt(f.links.fd, key, 0)
+	for _, b := range f.stack.Writable() {
+		if b.Index >= res.Where.Branch.Index {
+			break
+		}
+		n, err := f.copyIn(f.indexes[b], key, res, identity)
+		if n != nil || err != nil {
+			return n, err
+		}
+	}
+	if res.Home != nil {
+		return nil, nil
+	}
+	return f.hiddenLinks(parent, name, res, identity, key), nil
+}
+
+// copyIn is linkedUp for one index.
+func (f *FS) copyIn(l *linkIndex, key string, res *branches.Resolution, identity uint64) (*node, error) {
+	st, err := sys.StatAt(l.fd, key, 0)
 	if err == unix.ENOENT {
-		return f.hiddenLinks(parent, name, res, identity, key), nil
+		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	up := f.identity(f.stack.Upper(), &st)
+	up := f.identity(l.branch, &st)
 	n := f.table.find(up)
 	if n == nil {
-		fresh := &node{ino: identity, typ: st.Type(), upper: true}
-		f.recallCount(fresh, key, location{f.links.fd, key, noRelease}, int32(res.Stat.Nlink))
+		fresh := &node{ino: identity, typ: st.Type(), home: l.branch}
+		f.recallCount(fresh, key, location{l.fd, key, noRelease}, int32(res.Stat.Nlink))
 		n = f.table.insert(fresh, up, false)
 	}
 	f.table.alias(n, identity)
@@ -157,11 +178,11 @@ type indexed struct {
 	links int32 // of the union
 }
 
-// indexCopy enters the finished copy tmp of n, whose lower attributes are st,
-// into the index; nil when it has one name only. Where the file system cannot
+// indexCopy enters the finished copy tmp of n, whose attributes were st, into
+// the index l of the branch that it goes to; nil when it has one name only. Where the file system cannot
 // have an index the names of n part ways, as in every union without one.
 // Preconditions: n.copyMu is held.
-func (f *FS) indexCopy(n *node, low location, tmp string, st *sys.Stat) (*indexed, error) {
+func (l *linkIndex) indexCopy(n *node, low location, tmp string, st *sys.Stat) (*indexed, error) {
 	if st.Nlink < 2 || n.typ == unix.S_IFDIR {
 		return nil, nil
 	}
@@ -172,42 +193,44 @@ func (f *FS) indexCopy(n *node, low location, tmp string, st *sys.Stat) (*indexe
 	n.mu.Lock()
 	in := &indexed{key, int32(st.Nlink) + n.adj}
 	n.mu.Unlock()
-	err = f.links.mark()
+	at := location{l.branch.Work.Tmp, tmp, noRelease}
+	err = l.mark()
 	if err == nil {
 		// Before the index can lead to it: a copy-up changes no number of links.
-		err = f.saveRecord(location{f.work.Tmp, tmp, noRelease}, n.typ, linkRecord{in.key, in.links, true})
+		err = l.saveRecord(at, n.typ, linkRecord{in.key, in.links, true})
 	}
 	if err == nil {
-		_ = sys.Unlink(f.links.fd, in.key)
-		err = sys.Link(f.work.Tmp, tmp, f.links.fd, in.key)
+		_ = sys.Unlink(l.fd, in.key)
+		err = sys.Link(at.fd, at.name, l.fd, in.key)
 	}
 	if err != nil {
 		return nil, unlessUnable(err)
 	}
-	if !f.takesOrigin(n.typ) {
-		err = f.setOriginLink(tmp, n.ino, in.key)
+	if !takesOrigin(l.branch, n.typ) {
+		err = l.setOriginLink(tmp, n.ino, in.key)
 	}
 	return in, err
 }
 
 // unindexCopy takes back what indexCopy has done for a copy that could not be
 // put in its place: other names must not find it.
-func (f *FS) unindexCopy(in *indexed) {
+func (l *linkIndex) unindexCopy(in *indexed) {
 	if in != nil {
-		_ = sys.Unlink(f.links.fd, in.key)
-		_ = sys.Unlink(f.links.fd, recordName(in.key))
+		_ = sys.Unlink(l.fd, in.key)
+		_ = sys.Unlink(l.fd, recordName(in.key))
 	}
 }
 
 // adoptIndexLocked completes indexCopy for a copy in its place, which has the
 // given number of links on disk. Preconditions: n.mu is held.
 func (f *FS) adoptIndexLocked(n *node, in *indexed, disk uint32) {
+	n.link, n.adj = "", 0 // of the branch that it was in, if any
 	if in == nil {
 		return
 	}
 	n.link, n.adj = in.key, in.links-int32(disk)
 	f.thawLinkLocked(n)
-	_ = sys.Unlink(f.links.fd, hiddenName(in.key))
+	_ = sys.Unlink(f.topIndex().fd, hiddenName(in.key))
 }
 
 // unlessUnable returns err, or nil where it says that the file system or its
@@ -226,21 +249,22 @@ func (f *FS) dropIndexLocked(n *node) {
 	if n.link == "" {
 		return
 	}
-	st, err := sys.StatAt(f.links.fd, n.link, 0)
+	links := f.index(n)
+	st, err := sys.StatAt(links.fd, n.link, 0)
 	if err != nil || int64(st.Nlink)+int64(n.adj) > 0 {
 		return
 	}
 	if f.pinLocked(n) != nil {
-		f.work.Distrust() // the next mount finds that no name leads to it
+		n.home.Work.Distrust() // the next mount finds that no name leads to it
 		return
 	}
-	f.links.remove(n.link)
+	links.remove(n.link)
 	n.link = ""
 }
 
 // remove takes a copy that no name leads to out of the index.
 func (l *linkIndex) remove(key string) {
-	_ = sys.Unlink(l.upper, whiteout.LinkDir+"/"+key)
+	_ = sys.Unlink(l.branch.Root, whiteout.LinkDir+"/"+key)
 	_ = sys.Unlink(l.fd, key)
 	_ = sys.Unlink(l.fd, recordName(key))
 }
@@ -249,16 +273,17 @@ func (l *linkIndex) remove(key string) {
 // there is about to go, because names in lowers remain.
 // Preconditions: n.mu is held.
 func (f *FS) keepOrphanLocked(n *node) error {
-	st, err := sys.StatAt(f.links.fd, n.link, 0)
+	links, root := f.index(n), n.home.Root
+	st, err := sys.StatAt(links.fd, n.link, 0)
 	if err != nil || int64(st.Nlink)+int64(n.adj) <= 1 {
 		return err // that name is the last of all
 	}
-	err = sys.KeepTimes(f.links.upper, func() error { return sys.Mkdir(f.links.upper, whiteout.LinkDir, 0700) })
+	err = sys.KeepTimes(root, func() error { return sys.Mkdir(root, whiteout.LinkDir, 0700) })
 	if err != nil && err != unix.EEXIST {
 		return err
 	}
 	err = f.linkUnseenLocked(n, func() error {
-		return sys.Link(f.links.fd, n.link, f.links.upper, whiteout.LinkDir+"/"+n.link)
+		return sys.Link(links.fd, n.link, root, whiteout.LinkDir+"/"+n.link)
 	})
 	if err == unix.EEXIST {
 		return nil
@@ -266,16 +291,16 @@ func (f *FS) keepOrphanLocked(n *node) error {
 	return err
 }
 
-// materializeLocked gives n's alias (dir, name) in a lower a real name in
-// the upper. Preconditions: dir.dir.mu is held for writing, dir and n are in
-// the upper, n.mu is held.
+// materializeLocked gives n's alias (dir, name) in a lower a real name in its
+// home. Preconditions: dir.dir.mu is held for writing, dir has a part there,
+// n.mu is held.
 func (f *FS) materializeLocked(n *node, dir *node, name string) error {
 	at, err := f.locateLocked(n)
 	if err != nil {
 		return err
 	}
 	defer at.release()
-	to, err := acquire(dir.dir.tree, dir.dir.tree.Upper(), name)
+	to, err := acquire(dir.dir.tree, dir.dir.tree.Part(n.home), name)
 	if err != nil {
 		return err
 	}
@@ -292,7 +317,7 @@ func (f *FS) materializeLocked(n *node, dir *node, name string) error {
 			}
 			for i, p := range n.names {
 				if p.dir == dir && p.name == name {
-					n.names[i].upper = true
+					n.names[i].in = n.home
 				}
 			}
 			return nil

@@ -70,7 +70,7 @@ func (f *FS) lookup(parent *node, name string) (*node, sys.Stat, error) {
 	if err != nil {
 		return nil, sys.Stat{}, err
 	}
-	if !n.isDir() && !res.InUpper() && n.inUpper() {
+	if home := n.changeable(); !n.isDir() && home != nil && home != res.Home {
 		// An alias in a lower of a file that has been copied up by another name.
 		n.mu.Lock()
 		st, err := f.statLocked(n)
@@ -93,7 +93,6 @@ func (f *FS) nodeOf(parent *node, name string, res *branches.Resolution) (*node,
 		return f.dirNodeOf(parent, name, res), nil
 	}
 	key := f.identity(res.Where.Branch, &res.Stat)
-	p := place{parent, name, res.InUpper()}
 	n := f.table.find(key)
 	if n == nil {
 		fresh, err := f.newFile(parent, name, res, key)
@@ -103,6 +102,10 @@ func (f *FS) nodeOf(parent *node, name string, res *branches.Resolution) (*node,
 		n = fresh
 	}
 	n.mu.Lock()
+	p := place{parent, name, nil}
+	if n.home == res.Home {
+		p.in = n.home
+	}
 	f.addPlaceLocked(n, p)
 	n.mu.Unlock()
 	return n, nil
@@ -130,12 +133,12 @@ func (f *FS) dirNodeOf(parent *node, name string, res *branches.Resolution) *nod
 	if n := f.table.find(key); n != nil {
 		return n
 	}
-	n := &node{ino: key, typ: unix.S_IFDIR, upper: res.InUpper(), dir: &dirNode{tree: res.Dir}}
+	n := &node{ino: key, typ: unix.S_IFDIR, dir: &dirNode{tree: res.Dir}}
 	if len(res.Dir.Parts()) == 0 {
 		st := res.Stat
 		n.fixed = &st
 	}
-	n.names = []place{{parent, name, res.InUpper()}}
+	n.names = []place{{parent, name, nil}}
 	f.table.addKid(parent, 1)
 	if other := f.table.insert(n, key, false); other != n {
 		f.table.addKid(parent, -1)
@@ -146,18 +149,16 @@ func (f *FS) dirNodeOf(parent *node, name string, res *branches.Resolution) *nod
 
 // newFile makes the node of a file that is not known yet.
 func (f *FS) newFile(parent *node, name string, res *branches.Resolution, key uint64) (*node, error) {
-	n := &node{ino: key, typ: res.Stat.Type(), upper: res.InUpper()}
-	if n.upper {
-		if err := f.recallOrigin(parent, name, n, res.Stat.Ino); err != nil {
-			return nil, err
+	if res.Stat.Nlink > 1 && (res.Home == nil || f.stack.Several()) {
+		if up, err := f.linkedUp(parent, name, res, key); up != nil || err != nil {
+			return up, err
 		}
-	} else {
+	}
+	n := &node{ino: key, typ: res.Stat.Type(), home: res.Home}
+	if n.home == nil {
 		n.low = lowFile{parent.dir.tree, res.Where, name}
-		if res.Stat.Nlink > 1 && !n.isDir() {
-			if up, err := f.linkedUp(parent, name, res, key); up != nil || err != nil {
-				return up, err
-			}
-		}
+	} else if err := f.recallOrigin(parent, name, n, res.Stat.Ino); err != nil {
+		return nil, err
 	}
 	return f.table.insert(n, key, false), nil
 }

@@ -22,19 +22,24 @@ type node struct {
 	kids    int       // places of other nodes that name this one as their directory
 
 	dir   *dirNode  // directories only. Immutable.
-	low   lowFile   // where the file lies in a lower, zero when it does not. Immutable.
+	low   lowFile   // where the file lies in a lower, zero when it does not. Changes only with the branches.
 	fixed *sys.Stat // attributes of a mount point, which has no part. Immutable.
 
-	copyMu sync.Mutex // held for the whole copy-up of this node, and by nothing else
+	// copyMu is held for the whole copy-up of this node; for reading by those
+	// who write its data, when it might move from one writable branch to another.
+	copyMu sync.RWMutex
 
-	mu     sync.Mutex
-	names  []place  // protected by mu; empty when unlinked. A directory has one.
-	upper  bool     // the file is in the upper. Never goes back. Protected by mu.
+	mu    sync.Mutex
+	names []place // protected by mu; empty when unlinked. A directory has one.
+	// home is, for a file, the writable branch where it is changed as it is; nil
+	// for one that must be copied up first. It only goes up. Protected by mu.
+	home   *branches.Branch
 	adj    int32    // links in the union = links on disk + adj. Protected by mu.
 	link   string   // key in the link index, "" for none. Protected by mu.
 	frozen bool     // the link record is absolute, see linkcount.go. Protected by mu.
 	back   *backing // the open file, while opens > 0 or no name is left. Protected by mu.
 	opens  int      // handles. Protected by mu.
+	writes int      // of them, those that may write. Protected by mu.
 }
 
 // dirNode is what only a directory has.
@@ -43,17 +48,18 @@ type dirNode struct {
 
 	// mu orders what happens to the names in this directory: readers look
 	// names up, writers make, remove, rename or copy one up.
-	mu   sync.RWMutex
-	dead bool           // removed. Protected by mu.
-	pin  *branches.Part // the upper part, kept open from the removal on. Protected by mu.
-	acl  int8           // default ACL of the upper part: 0 unknown, 1 none, 2 some. Protected by mu.
+	mu    sync.RWMutex
+	dead  bool             // removed. Protected by mu.
+	pin   *branches.Part   // the upper part, kept open from the removal on. Protected by mu.
+	acl   int8             // default ACL of the part that was changed last: 0 unknown, 1 none, 2 some. Protected by mu.
+	aclOf *branches.Branch // Home of the tree when acl was read. Protected by mu.
 }
 
-// pinLocked keeps the upper part of a directory that is about to be removed
-// open until the kernel forgets it: somebody may be in it.
-// Preconditions: d.mu is held for writing.
+// pinLocked keeps the topmost part, if it is in a writable branch, of a
+// directory that is about to be removed open until the kernel forgets it:
+// somebody may be in it. Preconditions: d.mu is held for writing.
 func (d *dirNode) pinLocked() {
-	if p := d.tree.Upper(); p != nil && d.pin == nil {
+	if p := d.tree.Part(d.tree.Home()); p != nil && d.pin == nil {
 		if _, err := d.tree.Acquire(p); err == nil {
 			d.pin = p
 		}
@@ -62,9 +68,9 @@ func (d *dirNode) pinLocked() {
 
 // place is one name of a node.
 type place struct {
-	dir   *node
-	name  string
-	upper bool // the name exists in the upper; else it is an alias in a lower
+	dir  *node
+	name string
+	in   *branches.Branch // where it exists, the home of the node; nil for an alias in a lower
 }
 
 // lowFile says where a file lies in a lower branch.
@@ -76,11 +82,20 @@ type lowFile struct {
 
 func (n *node) isDir() bool { return n.dir != nil }
 
-// inUpper reports whether changes can go to n's file as it is.
-func (n *node) inUpper() bool {
+// changeable returns the writable branch where n can be changed as it is, nil
+// when it must be copied up first.
+func (n *node) changeable() *branches.Branch {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.upper
+	return n.changeableLocked()
+}
+
+// Preconditions: n.mu is held.
+func (n *node) changeableLocked() *branches.Branch {
+	if n.isDir() {
+		return n.dir.tree.Home()
+	}
+	return n.home
 }
 
 // location is where a node can be reached by *at calls: name in fd, or fd
@@ -103,22 +118,31 @@ func (f *FS) locateLocked(n *node) (location, error) {
 		}
 		return acquire(n.dir.tree, parts[0], "")
 	}
-	if !n.upper {
-		return acquire(n.low.dir, n.low.part, n.low.name)
-	}
-	if n.back != nil && n.back.writable {
-		return location{n.back.fd, "", noRelease}, nil
-	}
-	for _, p := range n.names {
-		if p.upper {
-			return acquire(p.dir.dir.tree, p.dir.dir.tree.Upper(), p.name)
+	if n.home == nil || n.back == nil || !n.back.writable {
+		at, err := f.namedLocked(n)
+		if err != unix.ESTALE {
+			return at, err
 		}
-	}
-	if n.link != "" {
-		return location{f.links.fd, n.link, noRelease}, nil
 	}
 	if n.back != nil {
 		return location{n.back.fd, "", noRelease}, nil
+	}
+	return location{}, unix.ESTALE
+}
+
+// namedLocked is locateLocked by a name of the file n; ESTALE when it has none.
+// Preconditions: n.mu is held.
+func (f *FS) namedLocked(n *node) (location, error) {
+	if n.home == nil {
+		return acquire(n.low.dir, n.low.part, n.low.name)
+	}
+	for _, p := range n.names {
+		if p.in != nil {
+			return acquire(p.dir.dir.tree, p.dir.dir.tree.On(p.in), p.name)
+		}
+	}
+	if n.link != "" {
+		return location{f.index(n).fd, n.link, noRelease}, nil
 	}
 	return location{}, unix.ESTALE
 }
@@ -138,7 +162,9 @@ func acquire(d *branches.Dir, p *branches.Part, name string) (location, error) {
 func (f *FS) addPlaceLocked(n *node, p place) {
 	for i, q := range n.names {
 		if q.dir == p.dir && q.name == p.name {
-			n.names[i].upper = n.names[i].upper || p.upper
+			if p.in != nil {
+				n.names[i].in = p.in
+			}
 			return
 		}
 	}

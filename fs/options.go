@@ -30,6 +30,8 @@ type Options struct {
 	NoXattrs, NoACL  bool
 	Sync             SyncPolicy
 	RedirectDir      bool // false: renaming a lower or merged directory is EXDEV
+	SumSpace         bool // statfs adds up the branches
+	AlwaysOpaque     bool // every new directory is opaque (diropq=always)
 	Ino32            bool
 	ReadOnly         bool
 	NoAtime          bool        // reading leaves the access times in the upper alone; in lowers it always does

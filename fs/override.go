@@ -29,7 +29,7 @@ func (f *FS) overrideAttr(b *branches.Branch) string {
 		return ""
 	}
 	mode := b.Override()
-	if b == f.stack.Upper() && f.opts.XattrPermissions != 0 {
+	if b.Writable() && f.opts.XattrPermissions != 0 {
 		mode = f.opts.XattrPermissions
 	}
 	return branches.OverrideXattr[mode]
@@ -115,13 +115,13 @@ func formatOverride(uid, gid, mode, rdev uint32) string {
 }
 
 // updateOverride changes owner or mode (^0 leaves one alone) in the override
-// attribute of a file in the upper.
-func (f *FS) updateOverride(at location, uid, gid, mode uint32) error {
+// attribute of a file in the writable branch b.
+func (f *FS) updateOverride(b *branches.Branch, at location, uid, gid, mode uint32) error {
 	st, err := sys.StatAt(at.fd, at.name, 0)
 	if err != nil {
 		return err
 	}
-	f.applyOverride(f.stack.Upper(), at.fd, at.name, &st)
+	f.applyOverride(b, at.fd, at.name, &st)
 	if uid != ^uint32(0) {
 		st.UID = uid
 	}

@@ -74,16 +74,26 @@ func (f *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if !code.Ok() {
 		return code
 	}
-	up := n.dir.tree.Upper()
-	if f.opts.Sync == SyncVolatile || up == nil {
+	if f.opts.Sync == SyncVolatile {
 		return fuse.OK
 	}
-	at, err := acquire(n.dir.tree, up, "")
+	for _, b := range f.stack.Writable() {
+		if p := n.dir.tree.Part(b); p != nil {
+			if err := syncPart(n.dir.tree, p); err != nil {
+				return status(err)
+			}
+		}
+	}
+	return fuse.OK
+}
+
+func syncPart(d *branches.Dir, p *branches.Part) error {
+	at, err := acquire(d, p, "")
 	if err != nil {
-		return status(err)
+		return err
 	}
 	defer at.release()
-	return status(sys.SyncDir(at.fd))
+	return sys.SyncDir(at.fd)
 }
 
 // ReadDir implements fuse.RawFileSystem.
@@ -178,13 +188,12 @@ func (f *FS) addPlus(parent *node, e *branches.Entry, off uint64, out *fuse.DirE
 // listedIno returns the inode number that stat would show for e.
 // Preconditions: parent.dir.mu is held.
 func (f *FS) listedIno(parent *node, e *branches.Entry) uint64 {
-	up := f.stack.Upper()
 	switch {
-	case e.Part.Branch == up && len(f.stack.Branches()) > 1:
+	case e.Part.Branch.Writable() && len(f.stack.Branches()) > 1:
 		// A directory may be redirected, a file may have been copied up.
 	case e.Type == unix.DT_DIR && e.Low != nil && !e.Low.HasMounts:
 		return f.showIno(f.identityOf(e.Low, e.Low.Dev, e.Lino))
-	case e.Type != unix.DT_DIR && !f.links.some.Load() && !e.Part.Branch.HasMounts:
+	case e.Type != unix.DT_DIR && !f.linksKnown() && !e.Part.Branch.HasMounts:
 		return f.showIno(f.identityOf(e.Part.Branch, e.Part.Branch.Dev, e.Ino))
 	}
 	n, _, err := f.lookup(parent, e.Name)

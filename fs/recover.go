@@ -10,35 +10,36 @@ import (
 	"github.com/layerfs/layerfs/internal/sys"
 )
 
-// recover completes what a daemon that was killed has left between two steps.
-// It runs before the mount, when nobody else is there.
-func (f *FS) recover() error {
-	if f.work == nil || !f.work.Unclean {
+// recover completes what a daemon that was killed has left between two steps in
+// the branch of links. It runs before the branch is used.
+func (f *FS) recover(links *linkIndex) error {
+	work := links.branch.Work
+	if !work.Unclean {
 		return nil
 	}
-	if err := f.finishRenames(); err != nil {
+	if err := finishRenames(links.branch); err != nil {
 		return fmt.Errorf("completing an interrupted rename: %w", err)
 	}
-	if err := f.mendIndex(); err != nil {
+	if err := f.mendIndex(links); err != nil {
 		return fmt.Errorf("mending the link index: %w", err)
 	}
-	f.work.Trust()
+	work.Trust()
 	return nil
 }
 
 // mendIndex brings the numbers of links up to date and takes out of the index
 // what no name leads to any more.
-func (f *FS) mendIndex() error {
-	entries, err := sys.ReadDirAt(f.links.fd)
+func (f *FS) mendIndex(links *linkIndex) error {
+	entries, err := sys.ReadDirAt(links.fd)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
 		switch e.Name[0] {
 		case 'h', 'i':
-			err = f.mendCopy(e.Name)
+			err = links.mendCopy(e.Name)
 		case 'n':
-			err = f.mendHidden(e.Name)
+			err = f.mendHidden(links, e.Name)
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", e.Name, err)
@@ -48,9 +49,9 @@ func (f *FS) mendIndex() error {
 }
 
 // mendCopy mends the entry of a copy.
-func (f *FS) mendCopy(key string) error {
-	at := location{f.links.fd, key, noRelease}
-	r, ok := f.links.recordOf(key, at)
+func (l *linkIndex) mendCopy(key string) error {
+	at := location{l.fd, key, noRelease}
+	r, ok := l.recordOf(key, at)
 	if !ok {
 		return nil
 	}
@@ -60,19 +61,19 @@ func (f *FS) mendCopy(key string) error {
 	}
 	if r.absolute {
 		r.n, r.absolute = r.n-int32(st.Nlink), false
-		if err := f.saveRecord(at, st.Type(), r); err != nil {
+		if err := l.saveRecord(at, st.Type(), r); err != nil {
 			return err
 		}
 	}
 	if int64(st.Nlink)+int64(r.n) <= 0 {
-		f.links.remove(key)
+		l.remove(key)
 	}
 	return nil
 }
 
 // mendHidden settles whether the name whose deletion a note announces is gone.
-func (f *FS) mendHidden(name string) error {
-	text, err := sys.Readlink(f.links.fd, name)
+func (f *FS) mendHidden(links *linkIndex, name string) error {
+	text, err := sys.Readlink(links.fd, name)
 	if err != nil {
 		return err
 	}
@@ -89,9 +90,9 @@ func (f *FS) mendHidden(name string) error {
 		adj--
 	}
 	if adj == 0 {
-		return sys.Unlink(f.links.fd, name)
+		return sys.Unlink(links.fd, name)
 	}
-	return f.putNote(name, fmt.Sprint(adj))
+	return links.putNote(name, fmt.Sprint(adj))
 }
 
 // covered reports whether the merged tree shows something else at path, or
@@ -105,7 +106,7 @@ func (f *FS) covered(path, key string) (bool, error) {
 			return false, err
 		}
 		if i == len(names)-1 {
-			if res.Kind == branches.NotFound || res.Kind == branches.Directory || res.InUpper() {
+			if res.Kind == branches.NotFound || res.Kind == branches.Directory || res.Home != nil {
 				return true, nil
 			}
 			at, err := acquire(dir, res.Where, name)
@@ -152,11 +153,11 @@ func parseRenameNote(text string) (r renameNote, ok bool) {
 
 // noteRename notes a rename that will have the inodes fromIno and toIno at its
 // two names until a whiteout replaces the first. done must be called in the end.
-func (f *FS) noteRename(from, to *side, fromIno, toIno uint64) (done func(), err error) {
+func noteRename(work *branches.Work, from, to *side, fromIno, toIno uint64) (done func(), err error) {
 	path := func(s *side) string { return strings.TrimLeft(s.parent.dir.tree.Path()+"/"+s.name, "/") }
 	note := renameNote{fromIno, toIno, path(from), path(to)}
-	tmp := f.work.Name()
-	fd, err := sys.OpenIn(f.work.Tmp, tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0600)
+	tmp := work.Name()
+	fd, err := sys.OpenIn(work.Tmp, tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0600)
 	if err != nil {
 		return nil, err
 	}
@@ -164,21 +165,21 @@ func (f *FS) noteRename(from, to *side, fromIno, toIno uint64) (done func(), err
 	sys.Close(fd)
 	name := renameNotePrefix + tmp
 	if err == nil {
-		err = sys.Rename(f.work.Tmp, tmp, f.work.Keep, name, 0)
+		err = sys.Rename(work.Tmp, tmp, work.Keep, name, 0)
 	}
 	if err != nil {
-		f.work.Discard(tmp)
+		work.Discard(tmp)
 		return nil, err
 	}
 	return func() {
-		if sys.Unlink(f.work.Keep, name) != nil {
-			f.work.Distrust()
+		if sys.Unlink(work.Keep, name) != nil {
+			work.Distrust()
 		}
 	}, nil
 }
 
-func (f *FS) finishRenames() error {
-	entries, err := sys.ReadDirAt(f.work.Keep)
+func finishRenames(b *branches.Branch) error {
+	entries, err := sys.ReadDirAt(b.Work.Keep)
 	if err != nil {
 		return err
 	}
@@ -186,10 +187,10 @@ func (f *FS) finishRenames() error {
 		if !strings.HasPrefix(e.Name, renameNotePrefix) {
 			continue
 		}
-		if err := f.finishRename(e.Name); err != nil {
+		if err := finishRename(b, e.Name); err != nil {
 			return err
 		}
-		if err := sys.Unlink(f.work.Keep, e.Name); err != nil {
+		if err := sys.Unlink(b.Work.Keep, e.Name); err != nil {
 			return err
 		}
 	}
@@ -198,8 +199,8 @@ func (f *FS) finishRenames() error {
 
 // finishRename takes the second step of a rename if it is due. A path that has
 // gone, or leads to something else, says that it is not.
-func (f *FS) finishRename(name string) error {
-	fd, err := sys.OpenIn(f.work.Keep, name, unix.O_RDONLY, 0)
+func finishRename(b *branches.Branch, name string) error {
+	fd, err := sys.OpenIn(b.Work.Keep, name, unix.O_RDONLY, 0)
 	if err != nil {
 		return err
 	}
@@ -213,7 +214,7 @@ func (f *FS) finishRename(name string) error {
 	if !ok {
 		return nil
 	}
-	to, st, err := f.inUpper(note.to)
+	to, st, err := inBranch(b, note.to)
 	if err != nil {
 		return nil
 	}
@@ -221,7 +222,7 @@ func (f *FS) finishRename(name string) error {
 	if st.Ino != note.toIno {
 		return nil
 	}
-	from, st, err := f.inUpper(note.from)
+	from, st, err := inBranch(b, note.from)
 	if err != nil {
 		return nil
 	}
@@ -229,16 +230,16 @@ func (f *FS) finishRename(name string) error {
 	if st.Ino != note.fromIno {
 		return nil
 	}
-	return f.replaceByWhiteout(from, st.IsDir())
+	return replaceByWhiteout(b, from, st.IsDir())
 }
 
-// inUpper finds a path in the upper.
-func (f *FS) inUpper(path string) (location, sys.Stat, error) {
+// inBranch finds a path in b.
+func inBranch(b *branches.Branch, path string) (location, sys.Stat, error) {
 	dir, name := ".", path
 	if i := strings.LastIndexByte(path, '/'); i >= 0 {
 		dir, name = path[:i], path[i+1:]
 	}
-	fd, err := sys.OpenDir(f.stack.Upper().Root, dir)
+	fd, err := sys.OpenDir(b.Root, dir)
 	if err != nil {
 		return location{}, sys.Stat{}, err
 	}

@@ -20,7 +20,7 @@ func (f *FS) Rmdir(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Statu
 }
 
 func (f *FS) remove(parentID uint64, name string, dir bool) error {
-	if f.opts.ReadOnly {
+	if f.readOnly() {
 		return unix.EROFS
 	}
 	parent, code := f.node(parentID)
@@ -30,28 +30,85 @@ func (f *FS) remove(parentID uint64, name string, dir bool) error {
 	if whiteout.Reserved(name) {
 		return unix.ENOENT
 	}
-	if err := f.copyUp(parent); err != nil {
-		return err
+	on, err := f.branchToRemove(parent, name)
+	for again := true; err == nil && again; {
+		if err = f.copyUpTo(parent, on); err == nil {
+			on, again, err = f.removeIn(on, parent, name, dir)
+		}
 	}
+	return err
+}
+
+// branchToRemove returns the writable branch in which name is to be removed.
+func (f *FS) branchToRemove(parent *node, name string) (*branches.Branch, error) {
+	if !f.stack.Several() {
+		return f.stack.Upper(), nil
+	}
+	parent.dir.mu.RLock()
+	defer parent.dir.mu.RUnlock()
+	res, err := f.find(parent, name)
+	if err != nil {
+		return nil, err
+	}
+	n, err := f.nodeOf(parent, name, &res)
+	if err != nil {
+		return nil, err
+	}
+	defer f.table.forget(n.id, 1)
+	return f.removalOf(parent, n, &res)
+}
+
+// removalOf is branchToRemove for what a lookup has found: where it lies if it
+// can be changed there, else where its copy would go.
+// Preconditions: parent.dir.mu is held.
+func (f *FS) removalOf(parent, n *node, res *branches.Resolution) (*branches.Branch, error) {
+	on := res.Home
+	if !f.stack.Several() {
+		on = f.stack.Upper()
+	}
+	if home := n.changeable(); on == nil && !n.isDir() && home != nil && home.Index <= f.stack.Lowest(parent.dir.tree, res.Where.Branch) {
+		on = home // another name of a copied-up file
+	}
+	if on == nil {
+		on = f.stack.ForCopyUp(parent.dir.tree, res.Where.Branch.Index)
+	}
+	if on == nil {
+		return nil, unix.EROFS
+	}
+	return on, nil
+}
+
+// removeIn removes name in the writable branch on, where parent exists; again
+// means that it has to be done in the branch that is returned.
+func (f *FS) removeIn(on *branches.Branch, parent *node, name string, dir bool) (in *branches.Branch, again bool, err error) {
 	d := parent.dir
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	res, err := f.find(parent, name)
 	if err != nil {
-		return err
+		return nil, false, err
 	}
 	if dir != (res.Kind == branches.Directory) {
 		if dir {
-			return unix.ENOTDIR
+			return nil, false, unix.ENOTDIR
 		}
-		return unix.EISDIR
+		return nil, false, unix.EISDIR
 	}
 	n, err := f.nodeOf(parent, name, &res)
 	if err != nil {
-		return err
+		return nil, false, err
 	}
 	defer f.table.forget(n.id, 1)
-	if dir {
+	if in, err = f.removalOf(parent, n, &res); err != nil || in != on {
+		return in, err == nil, err
+	}
+	return in, false, f.removeFound(on, parent, name, n, &res)
+}
+
+// removeFound removes n, which was found at name in parent.
+// Preconditions: parent.dir.mu is held for writing.
+func (f *FS) removeFound(on *branches.Branch, parent *node, name string, n *node, res *branches.Resolution) (err error) {
+	if n.isDir() {
 		n.dir.mu.Lock()
 		defer n.dir.mu.Unlock()
 		if empty, err := f.stack.Empty(n.dir.tree); err != nil || !empty {
@@ -64,13 +121,13 @@ func (f *FS) remove(parentID uint64, name string, dir bool) error {
 	if res.Stat.Sealed() { // in the upper the system call would refuse by itself
 		return unix.EPERM
 	}
-	inUpper := res.InUpper()
+	inUpper := res.Home == on
 	if !inUpper {
-		if inUpper, err = f.beforeCoverLocked(n, parent, name, &res.Stat); err != nil {
+		if inUpper, err = f.beforeCoverLocked(on, n, parent, name, &res.Stat); err != nil {
 			return err
 		}
 	}
-	if err := f.takeOutLocked(parent, name, n, inUpper); err != nil {
+	if err := f.takeOutLocked(on, parent, name, n, inUpper); err != nil {
 		return err
 	}
 	f.unnamedLocked(n, parent, name, &res.Stat)
@@ -94,19 +151,20 @@ func (f *FS) orNotEmpty(err error, parent, n *node) error {
 	return unix.ENOTEMPTY
 }
 
-// takeOutLocked removes name from the merged directory parent on disk.
-// Preconditions: parent is in the upper and parent.dir.mu is held for
+// takeOutLocked removes name from the merged directory parent in the branch on;
+// inUpper says that it is there.
+// Preconditions: parent has a part there and parent.dir.mu is held for
 // writing; n.mu, and of a directory n.dir.mu, is held.
-func (f *FS) takeOutLocked(parent *node, name string, n *node, inUpper bool) error {
+func (f *FS) takeOutLocked(on *branches.Branch, parent *node, name string, n *node, inUpper bool) error {
 	tree := parent.dir.tree
 	covers := !inUpper
-	if inUpper && tree.Merged() {
+	if inUpper && len(tree.Below(on)) > 0 {
 		var err error
-		if covers, err = f.stack.LowerHas(tree, name); err != nil {
+		if covers, err = f.stack.LowerHas(tree, name, on); err != nil {
 			return err
 		}
 	}
-	to, err := acquire(tree, tree.Upper(), name)
+	to, err := acquire(tree, tree.Part(on), name)
 	if err != nil {
 		return err
 	}
@@ -120,10 +178,10 @@ func (f *FS) takeOutLocked(parent *node, name string, n *node, inUpper bool) err
 		return err
 	}
 	if covers {
-		return f.whiteOut(tree, to, n.isDir(), inUpper)
+		return whiteOut(on, tree, to, n.isDir(), inUpper)
 	}
 	if n.isDir() {
-		return f.dropDir(to)
+		return dropDir(on, to)
 	}
 	return sys.Unlink(to.fd, to.name)
 }
@@ -143,70 +201,69 @@ func (f *FS) beforeLastLocked(n *node) error {
 func (f *FS) lastUpperLocked(n *node) bool {
 	count := 0
 	for _, p := range n.names {
-		if p.upper {
+		if p.in != nil {
 			count++
 		}
 	}
 	return count <= 1
 }
 
-// whiteOut puts a whiteout over name at in the upper part of tree, and takes
-// away what the upper has there. The whiteout is there before, or at the
-// same instant.
-func (f *FS) whiteOut(tree *branches.Dir, at location, isDir, inUpper bool) error {
-	if err := f.stack.PrepareWhiteout(tree, at.fd); err != nil {
+// whiteOut puts a whiteout over name at in b's part of tree, and takes away
+// what b has there. The whiteout is there before, or at the same instant.
+func whiteOut(b *branches.Branch, tree *branches.Dir, at location, isDir, inUpper bool) error {
+	if err := tree.PrepareWhiteout(b, at.fd); err != nil {
 		return err
 	}
-	if !f.format.InPlace() {
-		if err := f.work.LinkWhiteout(f.format, at.fd, whiteout.Prefix+at.name); err != nil && err != unix.EEXIST {
+	if !b.Format.InPlace() {
+		if err := b.Work.LinkWhiteout(b.Format, at.fd, whiteout.Prefix+at.name); err != nil && err != unix.EEXIST {
 			return err
 		}
 		if !inUpper {
 			return nil
 		}
 		if isDir {
-			return f.dropDir(at)
+			return dropDir(b, at)
 		}
 		return sys.Unlink(at.fd, at.name)
 	}
 	if !inUpper {
-		return f.work.LinkWhiteout(f.format, at.fd, at.name)
+		return b.Work.LinkWhiteout(b.Format, at.fd, at.name)
 	}
-	return f.replaceByWhiteout(at, isDir)
+	return replaceByWhiteout(b, at, isDir)
 }
 
-// replaceByWhiteout changes the entry at for a whiteout in one step.
-func (f *FS) replaceByWhiteout(at location, isDir bool) error {
-	tmp, err := f.work.Whiteout(f.format)
+// replaceByWhiteout changes the entry at, in b, for a whiteout in one step.
+func replaceByWhiteout(b *branches.Branch, at location, isDir bool) error {
+	tmp, err := b.Work.Whiteout(b.Format)
 	if err != nil {
 		return err
 	}
 	if !isDir {
-		if err = sys.Rename(f.work.Tmp, tmp, at.fd, at.name, 0); err != nil {
-			f.work.Discard(tmp)
+		if err = sys.Rename(b.Work.Tmp, tmp, at.fd, at.name, 0); err != nil {
+			b.Work.Discard(tmp)
 		}
 		return err
 	}
-	if err := sys.Rename(f.work.Tmp, tmp, at.fd, at.name, sys.RenameExchange); err != nil {
-		f.work.Discard(tmp)
+	if err := sys.Rename(b.Work.Tmp, tmp, at.fd, at.name, sys.RenameExchange); err != nil {
+		b.Work.Discard(tmp)
 		return err
 	}
-	f.work.Discard(tmp) // the directory, with the whiteouts in it
+	b.Work.Discard(tmp) // the directory, with the whiteouts in it
 	return nil
 }
 
-// dropDir removes a directory of the upper that shows nothing, though it may
-// hold whiteouts.
-func (f *FS) dropDir(at location) error {
+// dropDir removes a directory of b that shows nothing, though it may hold
+// whiteouts.
+func dropDir(b *branches.Branch, at location) error {
 	err := sys.Rmdir(at.fd, at.name)
 	if err != unix.ENOTEMPTY && err != unix.EEXIST {
 		return err
 	}
-	tmp := f.work.Name()
-	if err := sys.Rename(at.fd, at.name, f.work.Tmp, tmp, sys.RenameNoReplace); err != nil {
+	tmp := b.Work.Name()
+	if err := sys.Rename(at.fd, at.name, b.Work.Tmp, tmp, sys.RenameNoReplace); err != nil {
 		return err
 	}
-	f.work.Discard(tmp)
+	b.Work.Discard(tmp)
 	return nil
 }
 
@@ -220,14 +277,14 @@ func (f *FS) unnamedLocked(n *node, parent *node, name string, was *sys.Stat) {
 		f.forgetKeys(n)
 		return
 	}
-	if known && !p.upper && was.Nlink > 1 {
+	if known && p.in == nil && was.Nlink > 1 {
 		f.nameHiddenLocked(n)
 	}
 	f.dropIndexLocked(n)
-	if n.upper && n.link == "" && was.Nlink <= 1 {
+	if n.home != nil && n.link == "" && was.Nlink <= 1 {
 		f.forgetKeys(n)
-		if !f.takesOrigin(n.typ) {
-			f.dropOrigin(was.Ino)
+		if !takesOrigin(n.home, n.typ) {
+			f.index(n).dropOrigin(was.Ino)
 		}
 	}
 }

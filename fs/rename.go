@@ -15,8 +15,8 @@ type side struct {
 	name   string
 	res    branches.Resolution // Kind NotFound when there is nothing to see
 	n      *node               // nil when there is nothing to see; counted as looked up
-	covers bool                // a lower shows something at this name
-	fd     int                 // the upper part of parent
+	covers bool                // something below the branch of the rename shows at this name
+	fd     int                 // parent in that branch
 }
 
 // Rename implements fuse.RawFileSystem, with RENAME_NOREPLACE and
@@ -47,43 +47,152 @@ func (f *FS) rename(from, to *side, flags uint32) error {
 		f.renameMu.Lock()
 		defer f.renameMu.Unlock()
 	}
-	if err := f.readySide(from); err != nil {
+	r := &renaming{from: from, to: to, exchange: flags&sys.RenameExchange != 0}
+	err := f.planRename(r)
+	for again := true; err == nil && again; {
+		if err = f.readyRename(r); err == nil {
+			again, err = f.renameIn(r, flags)
+		}
+	}
+	return err
+}
+
+// renaming is a rename under way.
+type renaming struct {
+	from, to *side
+	exchange bool
+	on       *branches.Branch // where it is done
+}
+
+// readyRename brings what r needs into its branch, before any directory is locked.
+func (f *FS) readyRename(r *renaming) error {
+	if err := f.readySide(r.on, r.from); err != nil {
 		return err
 	}
 	switch {
-	case flags&sys.RenameExchange != 0:
-		if err := f.readySide(to); err != nil {
+	case r.exchange:
+		if err := f.readySide(r.on, r.to); err != nil {
 			return err
 		}
-	case f.format.Dialect == whiteout.Xattr:
-		if err := f.readyVictim(to); err != nil {
+	case r.on.Format.Dialect == whiteout.Xattr:
+		if err := f.readyVictim(r.on, r.to); err != nil {
 			return err
 		}
 	}
-	if err := f.copyUp(to.parent); err != nil {
-		return err
-	}
+	return f.copyUpTo(r.to.parent, r.on)
+}
+
+// renameIn does the rename in its branch; again means that it has to be done in
+// another, which r then says.
+func (f *FS) renameIn(r *renaming, flags uint32) (again bool, err error) {
+	from, to := r.from, r.to
 	unlock := f.lockDirs(from.parent, to.parent)
 	defer unlock()
-	defer f.releaseSide(from)
-	defer f.releaseSide(to)
+	defer f.releaseSide(r.on, from)
+	defer f.releaseSide(r.on, to)
 	for _, s := range []*side{from, to} {
-		if err := f.resolveSide(s); err != nil {
-			return err
+		if err := f.resolveSide(r.on, s); err != nil {
+			return false, err
 		}
 	}
 	if err := f.checkRename(from, to, flags); err != nil || from.n == to.n {
-		return err
+		return false, err
 	}
-	if flags&sys.RenameExchange != 0 {
-		return f.exchange(from, to)
+	if on, err := f.branchToRename(r); err != nil || on != r.on {
+		defer func() { r.on = on }()
+		return err == nil, err
 	}
-	return f.replace(from, to, flags)
+	if r.exchange {
+		return false, f.exchange(r.on, from, to)
+	}
+	return false, f.replace(r.on, from, to)
 }
 
-// readySide brings what is at s into the upper, before any directory is locked.
-func (f *FS) readySide(s *side) error {
-	if err := f.copyUp(s.parent); err != nil {
+// planRename settles where r is done, as far as can be said before the
+// directories are locked.
+func (f *FS) planRename(r *renaming) (err error) {
+	r.on = f.stack.Upper()
+	if !f.stack.Several() {
+		return nil
+	}
+	unlock := f.rlockDirs(r.from.parent, r.to.parent)
+	defer unlock()
+	for _, s := range []*side{r.from, r.to} {
+		if err := f.lookAt(s); err != nil {
+			return err
+		}
+		if s.n != nil {
+			defer f.table.forget(s.n.id, 1)
+		}
+	}
+	if r.from.n == nil || r.exchange && r.to.n == nil {
+		return unix.ENOENT
+	}
+	r.on, err = f.branchToRename(r)
+	return err
+}
+
+// branchToRename returns the branch in which r is done: that where the source is,
+// unless something above it covers the new name ("If the rename target exists,
+// aufs compares the index of the branches where the source and the target are
+// existing and selects the higher one. If the selected branch is readonly, then
+// aufs follows the copyup policy"); directories with content in several
+// branches in the topmost writable one, whose redirects lead to the others.
+// Preconditions: both directories are locked and both sides have been looked at.
+func (f *FS) branchToRename(r *renaming) (*branches.Branch, error) {
+	if !f.stack.Several() {
+		return f.stack.Upper(), nil
+	}
+	tree := r.from.parent.dir.tree
+	low := min(tree.Floor(), r.from.res.Where.Branch.Index, f.lowestAt(r.to))
+	on := r.from.inPlace()
+	switch {
+	case r.exchange:
+		if on == nil || on != r.to.inPlace() || on.Index > low {
+			on = f.stack.AtOrAbove(f.stack.Upper(), low)
+		}
+	case r.from.n.isDir():
+		if on == nil || on.Index > low {
+			on = f.stack.AtOrAbove(f.stack.Upper(), low)
+		}
+	default:
+		if on == nil {
+			on = f.stack.ForCopyUp(tree, r.from.res.Where.Branch.Index)
+		}
+		if on != nil {
+			on = f.stack.AtOrAbove(on, low)
+		}
+	}
+	if on == nil {
+		return nil, unix.EROFS
+	}
+	return on, nil
+}
+
+// lowestAt is the index of the lowest branch in which s can be given its name.
+func (f *FS) lowestAt(s *side) int {
+	limit := s.res.Limit
+	if s.n != nil {
+		limit = s.res.Where.Branch
+	}
+	return f.stack.Lowest(s.parent.dir.tree, limit)
+}
+
+// inPlace returns the branch in which what is at s can be renamed with all that
+// it has, nil when there is none.
+func (s *side) inPlace() *branches.Branch {
+	if !s.n.isDir() {
+		return s.n.changeable()
+	}
+	if s.n.dir.tree.Merged() {
+		return nil
+	}
+	return s.res.Home
+}
+
+// readySide brings what is at s into the branch on.
+func (f *FS) readySide(on *branches.Branch, s *side) error {
+	if err := f.copyUpTo(s.parent, on); err != nil {
 		return err
 	}
 	s.parent.dir.mu.RLock()
@@ -93,15 +202,15 @@ func (f *FS) readySide(s *side) error {
 		return err
 	}
 	defer f.table.forget(n.id, 1)
-	if n.isDir() && len(n.dir.tree.Lowers()) > 0 && !f.opts.RedirectDir {
+	if n.isDir() && len(n.dir.tree.Below(on)) > 0 && !f.opts.RedirectDir {
 		return unix.EXDEV
 	}
-	return f.copyUp(n)
+	return f.copyUpTo(n, on)
 }
 
-// readyVictim brings a directory that a rename may replace into the upper:
+// readyVictim brings a directory that a rename may replace into the branch on:
 // moveLeavingXattrWhiteout lets it change places with the one that is moved.
-func (f *FS) readyVictim(to *side) error {
+func (f *FS) readyVictim(on *branches.Branch, to *side) error {
 	to.parent.dir.mu.RLock()
 	n, _, err := f.lookup(to.parent, to.name)
 	to.parent.dir.mu.RUnlock()
@@ -115,7 +224,7 @@ func (f *FS) readyVictim(to *side) error {
 	if !n.isDir() {
 		return nil
 	}
-	return f.copyUp(n)
+	return f.copyUpTo(n, on)
 }
 
 // lockDirs locks the directories of a rename: an ancestor first, else in the
@@ -125,12 +234,31 @@ func (f *FS) lockDirs(a, b *node) (unlock func()) {
 		a.dir.mu.Lock()
 		return a.dir.mu.Unlock
 	}
-	if isBelow(a, b) || !isBelow(b, a) && a.id > b.id {
-		a, b = b, a
-	}
+	a, b = inOrder(a, b)
 	a.dir.mu.Lock()
 	b.dir.mu.Lock()
 	return func() { b.dir.mu.Unlock(); a.dir.mu.Unlock() }
+}
+
+// rlockDirs is lockDirs for those who only look.
+func (f *FS) rlockDirs(a, b *node) (unlock func()) {
+	if a == b {
+		a.dir.mu.RLock()
+		return a.dir.mu.RUnlock
+	}
+	a, b = inOrder(a, b)
+	a.dir.mu.RLock()
+	b.dir.mu.RLock()
+	return func() { b.dir.mu.RUnlock(); a.dir.mu.RUnlock() }
+}
+
+// inOrder returns two directories in the order in which they are locked.
+// Preconditions: renameMu is held.
+func inOrder(a, b *node) (first, second *node) {
+	if isBelow(a, b) || !isBelow(b, a) && a.id > b.id {
+		return b, a
+	}
+	return a, b
 }
 
 // isBelow reports whether directory a lies somewhere in directory b.
@@ -144,35 +272,50 @@ func isBelow(a, b *node) bool {
 	return false
 }
 
-func (f *FS) resolveSide(s *side) error {
+// lookAt resolves the name of s; n is nil where nothing is to be seen.
+// Preconditions: s.parent.dir.mu is held.
+func (f *FS) lookAt(s *side) error {
 	if s.parent.dir.dead {
 		return unix.ENOENT
 	}
 	var err error
-	if s.fd, err = s.parent.dir.tree.Acquire(s.parent.dir.tree.Upper()); err != nil {
-		return err
-	}
-	// The directory lock keeps the part in use; a pin would outlive early returns.
+	s.n = nil
 	s.res, err = f.find(s.parent, s.name)
 	if err == nil {
 		s.n, err = f.nodeOf(s.parent, s.name, &s.res)
 	}
-	if err != nil && err != unix.ENOENT {
-		return err
+	if err == unix.ENOENT {
+		err = nil
 	}
-	if s.parent.dir.tree.Merged() {
-		s.covers, err = f.stack.LowerHas(s.parent.dir.tree, s.name)
-		return err
-	}
-	return nil
+	return err
 }
 
-func (f *FS) releaseSide(s *side) {
+// resolveSide looks at s and opens its directory in the branch on.
+func (f *FS) resolveSide(on *branches.Branch, s *side) (err error) {
+	tree := s.parent.dir.tree
+	s.fd = -1
+	if err := f.lookAt(s); err != nil {
+		return err
+	}
+	p := tree.Part(on)
+	if p == nil {
+		return unix.ESTALE
+	}
+	if s.fd, err = tree.Acquire(p); err != nil {
+		return err
+	}
+	if len(tree.Below(on)) > 0 {
+		s.covers, err = f.stack.LowerHas(tree, s.name, on)
+	}
+	return err
+}
+
+func (f *FS) releaseSide(on *branches.Branch, s *side) {
 	if s.n != nil {
 		f.table.forget(s.n.id, 1)
 	}
 	if s.fd > 0 {
-		s.parent.dir.tree.Release(s.parent.dir.tree.Upper())
+		s.parent.dir.tree.Release(s.parent.dir.tree.Part(on))
 	}
 }
 
@@ -201,19 +344,24 @@ func (f *FS) checkRename(from, to *side, flags uint32) error {
 // anchor makes a directory that is about to leave its place keep what it
 // shows: a redirect to its lower content, or opaqueness where it has none and
 // something lower would show through at the new place.
-func (f *FS) anchor(s, target *side) error {
+func anchor(on *branches.Branch, s, target *side) error {
 	if !s.n.isDir() {
 		return nil
 	}
 	tree := s.n.dir.tree
-	if path := tree.LowerPath(); path != "" {
-		if m, err := whiteout.ReadMarks(s.fd, s.name); err != nil || m.Redirect == path {
-			return err
+	if len(tree.Below(on)) > 0 {
+		path := tree.LowerPath()
+		m, err := whiteout.ReadMarks(s.fd, s.name)
+		if err == nil && m.Redirect != path {
+			err = on.Format.SetRedirect(s.fd, s.name, path)
 		}
-		return f.format.SetRedirect(s.fd, s.name, path)
+		if err == nil {
+			tree.SetRedirect(path)
+		}
+		return err
 	}
 	if target.covers {
-		return f.format.SetOpaque(s.fd, s.name)
+		return on.Format.SetOpaque(s.fd, s.name)
 	}
 	return nil
 }
@@ -233,17 +381,17 @@ func lockNodes(a, b *node) (unlock func()) {
 }
 
 // exchange swaps two names, which both exist in the upper afterwards.
-func (f *FS) exchange(from, to *side) error {
-	if err := f.anchor(from, to); err != nil {
+func (f *FS) exchange(on *branches.Branch, from, to *side) error {
+	if err := anchor(on, from, to); err != nil {
 		return err
 	}
-	if err := f.anchor(to, from); err != nil {
+	if err := anchor(on, to, from); err != nil {
 		return err
 	}
 	unlock := lockNodes(from.n, to.n)
 	defer unlock()
 	for _, s := range []*side{from, to} {
-		if err := f.materializeSide(s); err != nil {
+		if err := f.materializeSide(on, s); err != nil {
 			return err
 		}
 	}
@@ -254,72 +402,72 @@ func (f *FS) exchange(from, to *side) error {
 	if to.n.isDir() {
 		b = to.n.dir.tree
 	}
-	err := branches.Exchange(f.stack, a, from.parent.dir.tree, from.name, b, to.parent.dir.tree, to.name, func() error {
+	err := branches.Exchange(f.stack, on, a, from.parent.dir.tree, from.name, b, to.parent.dir.tree, to.name, func() error {
 		return sys.Rename(from.fd, from.name, to.fd, to.name, sys.RenameExchange)
 	})
 	if err != nil {
 		return err
 	}
-	f.movePlaceLocked(from.n, from, to)
-	f.movePlaceLocked(to.n, to, from)
+	f.movePlaceLocked(on, from.n, from, to)
+	f.movePlaceLocked(on, to.n, to, from)
 	return nil
 }
 
-// materializeSide gives an alias in a lower its own name in the upper.
-func (f *FS) materializeSide(s *side) error {
-	if s.res.InUpper() {
+// materializeSide gives an alias in a lower its own name in the branch on.
+func (f *FS) materializeSide(on *branches.Branch, s *side) error {
+	if s.res.Home == on {
 		return nil
 	}
 	return f.materializeLocked(s.n, s.parent, s.name)
 }
 
-func (f *FS) movePlaceLocked(n *node, from, to *side) {
-	f.addPlaceLocked(n, place{to.parent, to.name, true})
+func (f *FS) movePlaceLocked(on *branches.Branch, n *node, from, to *side) {
+	f.addPlaceLocked(n, place{to.parent, to.name, on})
 	f.removePlaceLocked(n, from.parent, from.name)
 }
 
 // replace is a rename that takes a name away and gives another.
-func (f *FS) replace(from, to *side, flags uint32) error {
+func (f *FS) replace(on *branches.Branch, from, to *side) error {
 	if to.n != nil && to.n.isDir() {
 		to.n.dir.mu.Lock()
 		defer to.n.dir.mu.Unlock()
 		if empty, err := f.stack.Empty(to.n.dir.tree); err != nil || !empty {
 			return f.orNotEmpty(err, to.parent, to.n)
 		}
-		if err := f.clearVictim(to); err != nil {
+		if err := f.clearVictim(on, to); err != nil {
 			return err
 		}
 		to.n.dir.pinLocked()
 	}
-	if err := f.anchor(from, to); err != nil {
+	if err := anchor(on, from, to); err != nil {
 		return err
 	}
 	unlock := lockNodes(from.n, to.n)
 	defer unlock()
-	if err := f.materializeSide(from); err != nil {
+	if err := f.materializeSide(on, from); err != nil {
 		return err
 	}
 	if to.n != nil {
-		if err := f.readyReplacedLocked(to); err != nil {
+		if err := f.readyReplacedLocked(on, to); err != nil {
 			return err
 		}
 	}
-	if err := f.moveOnDisk(from, to); err != nil {
+	if err := moveOnDisk(on, from, to); err != nil {
 		return err
 	}
 	if to.n != nil {
 		f.unnamedLocked(to.n, to.parent, to.name, &to.res.Stat)
 	}
-	f.movePlaceLocked(from.n, from, to)
+	f.movePlaceLocked(on, from.n, from, to)
 	return nil
 }
 
 // readyReplacedLocked readies what is at to for the loss of that name.
 // Preconditions: to.n.mu is held, to.parent.dir.mu is held for writing.
-func (f *FS) readyReplacedLocked(to *side) (err error) {
-	inUpper := to.res.InUpper()
+func (f *FS) readyReplacedLocked(on *branches.Branch, to *side) (err error) {
+	inUpper := to.res.Home == on
 	if !inUpper {
-		if inUpper, err = f.beforeCoverLocked(to.n, to.parent, to.name, &to.res.Stat); err != nil {
+		if inUpper, err = f.beforeCoverLocked(on, to.n, to.parent, to.name, &to.res.Stat); err != nil {
 			return err
 		}
 	}
@@ -333,8 +481,8 @@ func (f *FS) readyReplacedLocked(to *side) (err error) {
 
 // clearVictim empties the directory that a rename will replace of whiteouts,
 // in such a way that it is an empty directory at every moment (ovl_clear_empty).
-func (f *FS) clearVictim(to *side) error {
-	if !to.res.InUpper() {
+func (f *FS) clearVictim(on *branches.Branch, to *side) error {
+	if to.res.Home != on {
 		return nil
 	}
 	dir, err := sys.OpenIn(to.fd, to.name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
@@ -346,22 +494,23 @@ func (f *FS) clearVictim(to *side) error {
 	if err != nil || len(entries) == 0 {
 		return err
 	}
-	if f.format.InPlace() {
-		tmp := f.work.Name()
-		if err := sys.Mkdir(f.work.Tmp, tmp, 0700); err != nil {
+	if on.Format.InPlace() {
+		cp := &copied{to: on, tmp: on.Work.Name()}
+		tmp := cp.at()
+		if err := sys.Mkdir(tmp.fd, tmp.name, 0700); err != nil {
 			return err
 		}
-		defer f.work.Discard(tmp)
-		if err := f.copyAttributes(location{to.fd, to.name, noRelease}, location{f.work.Tmp, tmp, noRelease}, &to.res.Stat, f.stack.Upper(), nil); err != nil {
+		defer on.Work.Discard(cp.tmp)
+		if err := f.copyAttributes(location{to.fd, to.name, noRelease}, on, tmp, on, &to.res.Stat, nil); err != nil {
 			return err
 		}
-		if err := f.format.SetOpaque(f.work.Tmp, tmp); err != nil {
+		if err := on.Format.SetOpaque(tmp.fd, tmp.name); err != nil {
 			return err
 		}
-		return sys.Rename(f.work.Tmp, tmp, to.fd, to.name, sys.RenameExchange)
+		return sys.Rename(tmp.fd, tmp.name, to.fd, to.name, sys.RenameExchange)
 	}
 	// A whiteout beside it makes it opaque, then what is in it counts no more.
-	if err := f.hideBeside(to); err != nil {
+	if err := hideBeside(on, to); err != nil {
 		return err
 	}
 	for _, e := range entries {
@@ -373,11 +522,11 @@ func (f *FS) clearVictim(to *side) error {
 }
 
 // hideBeside puts an AUFS whiteout beside the name of s.
-func (f *FS) hideBeside(s *side) error {
-	if err := f.stack.PrepareWhiteout(s.parent.dir.tree, s.fd); err != nil {
+func hideBeside(on *branches.Branch, s *side) error {
+	if err := s.parent.dir.tree.PrepareWhiteout(on, s.fd); err != nil {
 		return err
 	}
-	err := f.work.LinkWhiteout(f.format, s.fd, whiteout.Prefix+s.name)
+	err := on.Work.LinkWhiteout(on.Format, s.fd, whiteout.Prefix+s.name)
 	if err == unix.EEXIST {
 		return nil
 	}

@@ -3,53 +3,54 @@ package fs
 import (
 	"golang.org/x/sys/unix"
 
+	"github.com/layerfs/layerfs/branches"
 	"github.com/layerfs/layerfs/internal/sys"
 	"github.com/layerfs/layerfs/whiteout"
 )
 
 // moveOnDisk renames from to to in the upper and leaves a whiteout at from
 // where a lower would show through.
-func (f *FS) moveOnDisk(from, to *side) error {
+func moveOnDisk(on *branches.Branch, from, to *side) error {
 	move := func(do func() error) error { return do() }
 	if from.n.isDir() {
 		move = func(do func() error) error {
-			return from.n.dir.tree.Move(to.parent.dir.tree, to.name, do)
+			return from.n.dir.tree.Move(on, to.parent.dir.tree, to.name, do)
 		}
 	}
 	if from.covers {
-		if err := f.stack.PrepareWhiteout(from.parent.dir.tree, from.fd); err != nil {
+		if err := from.parent.dir.tree.PrepareWhiteout(on, from.fd); err != nil {
 			return err
 		}
 	}
-	over, err := f.whiteoutAt(to)
+	over, err := whiteoutAt(to)
 	if err != nil {
 		return err
 	}
 	switch {
-	case !f.format.InPlace():
+	case !on.Format.InPlace():
 		if from.covers {
-			if err := f.hideBeside(from); err != nil {
+			if err := hideBeside(on, from); err != nil {
 				return err
 			}
 		}
 		err = move(func() error { return sys.Rename(from.fd, from.name, to.fd, to.name, 0) })
 	case over && from.n.isDir():
-		err = f.swapWithWhiteout(from, to, move)
-	case from.covers && f.format.Dialect == whiteout.Overlay:
+		err = swapWithWhiteout(from, to, move)
+	case from.covers && on.Format.Dialect == whiteout.Overlay:
 		err = move(func() error { return sys.Rename(from.fd, from.name, to.fd, to.name, sys.RenameWhiteout) })
 	case from.covers:
-		err = f.moveLeavingXattrWhiteout(from, to, move)
+		err = moveLeavingXattrWhiteout(on, from, to, move)
 	default:
 		err = move(func() error { return sys.Rename(from.fd, from.name, to.fd, to.name, 0) })
 	}
-	if err == nil && to.parent.dir.tree.MayHaveMarks() && len(to.name)+len(whiteout.Prefix) <= unix.NAME_MAX {
+	if err == nil && to.parent.dir.tree.MayHaveMarks(on) && len(to.name)+len(whiteout.Prefix) <= unix.NAME_MAX {
 		unhideBeside(to.fd, to.name)
 	}
 	return err
 }
 
 // whiteoutAt reports whether a whiteout occupies the name of an unseen side.
-func (f *FS) whiteoutAt(s *side) (bool, error) {
+func whiteoutAt(s *side) (bool, error) {
 	if s.n != nil {
 		return false, nil
 	}
@@ -62,7 +63,7 @@ func (f *FS) whiteoutAt(s *side) (bool, error) {
 
 // swapWithWhiteout moves a directory over a whiteout, which a rename cannot
 // replace: they change places, and the whiteout stays if one is needed there.
-func (f *FS) swapWithWhiteout(from, to *side, move func(func() error) error) error {
+func swapWithWhiteout(from, to *side, move func(func() error) error) error {
 	err := move(func() error { return sys.Rename(from.fd, from.name, to.fd, to.name, sys.RenameExchange) })
 	if err == nil && !from.covers {
 		_ = sys.Unlink(from.fd, from.name) // a whiteout that hides nothing
@@ -71,15 +72,15 @@ func (f *FS) swapWithWhiteout(from, to *side, move func(func() error) error) err
 }
 
 // moveLeavingXattrWhiteout is RENAME_WHITEOUT for the xattr dialect.
-func (f *FS) moveLeavingXattrWhiteout(from, to *side, move func(func() error) error) error {
+func moveLeavingXattrWhiteout(on *branches.Branch, from, to *side, move func(func() error) error) error {
 	if from.n.isDir() && to.n == nil {
-		if err := f.stack.PrepareWhiteout(to.parent.dir.tree, to.fd); err != nil {
+		if err := to.parent.dir.tree.PrepareWhiteout(on, to.fd); err != nil {
 			return err
 		}
-		if err := f.work.LinkWhiteout(f.format, to.fd, to.name); err != nil {
+		if err := on.Work.LinkWhiteout(on.Format, to.fd, to.name); err != nil {
 			return err
 		}
-		err := f.swapWithWhiteout(from, to, move)
+		err := swapWithWhiteout(from, to, move)
 		if err != nil {
 			_ = sys.Unlink(to.fd, to.name)
 		}
@@ -97,46 +98,46 @@ func (f *FS) moveLeavingXattrWhiteout(from, to *side, move func(func() error) er
 			return err
 		}
 	}
-	done, err := f.noteRename(from, to, left.Ino, moving.Ino)
+	done, err := noteRename(on.Work, from, to, left.Ino, moving.Ino)
 	if err != nil {
 		return err
 	}
 	defer done()
 	if !from.n.isDir() {
-		return f.addName(from, to, func() error {
-			return f.replaceByWhiteout(location{from.fd, from.name, noRelease}, false)
+		return addName(on, from, to, func() error {
+			return replaceByWhiteout(on, location{from.fd, from.name, noRelease}, false)
 		})
 	}
 	exchange := func() error { return sys.Rename(from.fd, from.name, to.fd, to.name, sys.RenameExchange) }
 	if err := move(exchange); err != nil {
 		return err
 	}
-	err = f.replaceByWhiteout(location{from.fd, from.name, noRelease}, true)
+	err = replaceByWhiteout(on, location{from.fd, from.name, noRelease}, true)
 	if err != nil {
-		_ = from.n.dir.tree.Move(from.parent.dir.tree, from.name, exchange)
+		_ = from.n.dir.tree.Move(on, from.parent.dir.tree, from.name, exchange)
 	}
 	return err
 }
 
 // addName gives what is at from the name to as well, then calls then. If that
 // fails, to is what it was.
-func (f *FS) addName(from, to *side, then func() error) error {
-	tmp := f.work.Name()
-	if err := sys.Link(from.fd, from.name, f.work.Tmp, tmp); err != nil {
+func addName(on *branches.Branch, from, to *side, then func() error) error {
+	tmp := on.Work.Name()
+	if err := sys.Link(from.fd, from.name, on.Work.Tmp, tmp); err != nil {
 		return err
 	}
-	defer f.work.Discard(tmp)
+	defer on.Work.Discard(tmp)
 	var flags uint = sys.RenameExchange
-	err := sys.Rename(f.work.Tmp, tmp, to.fd, to.name, flags)
+	err := sys.Rename(on.Work.Tmp, tmp, to.fd, to.name, flags)
 	if err == unix.ENOENT {
 		flags = sys.RenameNoReplace
-		err = sys.Rename(f.work.Tmp, tmp, to.fd, to.name, flags)
+		err = sys.Rename(on.Work.Tmp, tmp, to.fd, to.name, flags)
 	}
 	if err != nil {
 		return err
 	}
 	if err = then(); err != nil {
-		_ = sys.Rename(to.fd, to.name, f.work.Tmp, tmp, flags)
+		_ = sys.Rename(to.fd, to.name, on.Work.Tmp, tmp, flags)
 	}
 	return err
 }

@@ -84,6 +84,18 @@ func (t *table) alias(n *node, key uint64) {
 	t.byKey[key] = n
 }
 
+// rekey makes n known by key instead of what it was found by so far.
+func (t *table) rekey(n *node, key uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.dropKeyLocked(n, n.keys[0])
+	if old := t.byKey[key]; old != nil && old != n {
+		t.dropKeyLocked(old, key)
+	}
+	n.keys[0] = key
+	t.byKey[key] = n
+}
+
 // dropKey forgets an identity of n, whose inode is about to be free for reuse.
 func (t *table) dropKey(n *node, key uint64) {
 	t.mu.Lock()

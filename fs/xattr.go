@@ -16,7 +16,7 @@ func (f *FS) xattrAt(id uint64, fn func(n *node, at location) error) fuse.Status
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.fixed != nil && !n.upper {
+	if n.fixed != nil && n.changeableLocked() == nil {
 		return fuse.ENODATA // a mount point has no attributes to show
 	}
 	at, err := f.locateLocked(n)

@@ -89,14 +89,20 @@ func init() {
 		"copyup":           {required, onlyDefault("the block store", "auto", "full")},
 		"copyup_threshold": {required, onlyDefault("the block store")},
 		"pool":             {required, onlyDefault("the block store")},
-		"create":           {required, onlyDefault("more than one writable branch", "tdp")},
-		"cpup":             {required, onlyDefault("more than one writable branch", "tdp")},
+		"create":           {required, setCreate},
+		"create_policy":    {required, setCreate},
+		"cpup":             {required, setCopyUp},
+		"copyup_policy":    {required, setCopyUp},
 		"udba":             {required, setUDBA},
-		"diropq":           {required, onlyDefault("another policy for opaque directories")},
-		"sum":              {none, onlyDefault("sums of statfs")},
-		"shwh":             {none, onlyDefault("visible whiteouts")},
+		"diropq":           {required, setOpaque},
+		"sum":              {none, func(s *settings, _ string) error { s.fs.SumSpace = true; return nil }},
+		"nosum":            {none, func(s *settings, _ string) error { s.fs.SumSpace = false; return nil }},
+		"shwh":             {none, func(s *settings, _ string) error { s.showMarks = true; return nil }},
+		"noshwh":           {none, func(s *settings, _ string) error { s.showMarks = false; return nil }},
 		"plink":            {none, ignored}, // hard links always survive
 		"noplink":          {none, onlyDefault("copy-ups that break hard links")},
+		"dirperm1":         {none, ignored}, // the topmost directory alone says who may enter
+		"nodirperm1":       {none, onlyDefault("permissions of lower directories")},
 
 		"redirect_dir":      {required, setRedirect},
 		"fsync":             {required, setSync},
@@ -134,6 +140,10 @@ func init() {
 		"kernel_cache", "auto_cache", "noauto_cache", "big_writes", "use_ino", "readdir_ino", "debug",
 		// What kernel overlay has and layerfs does not need.
 		"xino", "noxino", "index", "metacopy", "nfs_export", "uuid",
+		// What AUFS has and layerfs does not need.
+		"dio", "nodio", "verbose", "noverbose", "v", "q", "quiet", "dirwh", "rdcache", "rdblk", "rdhash",
+		"trunc_xino", "notrunc_xino", "itrunc_xino", "trunc_xib", "notrunc_xib", "clean_plink",
+		"warn_perm", "nowarn_perm", "dirren", "nodirren", "acl",
 	} {
 		optionTable[name] = option{optional, ignored}
 	}

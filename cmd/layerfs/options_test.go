@@ -141,7 +141,6 @@ func TestRefusedOptions(t *testing.T) {
 		"lowerdir=l,backend=overlay": errs.Unsupported,
 		"lowerdir=l,copyup=block":    errs.Unsupported,
 		"lowerdir=l,udba=notify":     errs.Unsupported,
-		"lowerdir=l,create=mfs":      errs.Unsupported,
 	} {
 		if _, err := parseOptions(true, []string{opts}); err == nil || errs.Of(err) != class {
 			t.Errorf("%q, strict: got %v", opts, err)

@@ -29,6 +29,8 @@ type settings struct {
 	br          []branches.Spec
 	whiteout    string
 	userXattr   bool
+	policy      branches.Policy
+	showMarks   bool
 	volatile    bool
 
 	fs fs.Options // Log is set when the mount is made
@@ -61,6 +63,8 @@ func (s *settings) check() error {
 		return errs.New(errs.Usage, "no lowerdir= (or br=) given")
 	case s.upper != "" && s.work == "":
 		return errs.New(errs.Usage, "upperdir= needs workdir=, a directory on the same file system")
+	case s.showMarks && s.flags&unix.MS_RDONLY == 0:
+		return errs.New(errs.Usage, "shwh needs ro: visible whiteouts cannot be changed")
 	}
 	return nil
 }
@@ -75,6 +79,8 @@ func (s *settings) stack(mountpoint string) branches.Config {
 		UserXattr:  s.userXattr,
 		ReadOnly:   s.flags&unix.MS_RDONLY != 0,
 		Volatile:   s.strict && s.volatile,
+		Policy:     s.policy,
+		ShowMarks:  s.showMarks,
 	}
 	if cfg.AufsStyle {
 		return cfg

@@ -65,6 +65,32 @@ func setUDBA(s *settings, value string) error {
 	return badValue("use none, reval or notify")
 }
 
+func setCreate(s *settings, value string) error {
+	if err := s.policy.SetCreate(value); err != nil {
+		return badValue("%w", err)
+	}
+	return nil
+}
+
+func setCopyUp(s *settings, value string) error {
+	if err := s.policy.SetCopyUp(value); err != nil {
+		return badValue("%w", err)
+	}
+	return nil
+}
+
+func setOpaque(s *settings, value string) error {
+	switch value {
+	case "always", "a":
+		s.fs.AlwaysOpaque = true
+	case "whiteouted", "w":
+		s.fs.AlwaysOpaque = false
+	default:
+		return badValue("use always or whiteouted")
+	}
+	return nil
+}
+
 // setRedirect also takes the values of kernel overlay: what was redirected
 // is always followed, the question is only whether to redirect.
 func setRedirect(s *settings, value string) error {

@@ -21,10 +21,19 @@ const (
 	drainTime = 200 * time.Millisecond
 )
 
+// Gate is what requests pass on their way in and out.
+type Gate interface {
+	Enter()
+	Leave()
+}
+
 // Conn is one mount's connection with the kernel.
 type Conn struct {
 	// OnInit, when set before Serve, is told what the kernel offers.
 	OnInit func(fuse.InitIn)
+	// Gate, when set before Serve, is entered by every request for the time
+	// that it is handled.
+	Gate Gate
 
 	// fdMu keeps the descriptor's number from being closed, and taken by
 	// another file, while an answer or a notification is written to it.

@@ -121,6 +121,10 @@ func (c *Conn) serve(msg, out []byte) (n int) {
 			n = failure(msg, out)
 		}
 	}()
+	if c.Gate != nil && opcode(msg) != opInterrupt { // that may be what a request inside waits for
+		c.Gate.Enter()
+		defer c.Gate.Leave()
+	}
 	n, status := c.server.HandleRequest([][]byte{msg}, [][]byte{out})
 	if !status.Ok() && n == 0 {
 		return failure(msg, out)

@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"os"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -94,3 +95,7 @@ func procEntry(dirfd int, name string) string {
 	}
 	return procPath(dirfd) + "/" + name
 }
+
+// PathOf returns where the directory fd is in the file system, as the kernel
+// knows it.
+func PathOf(fd int) (string, error) { return os.Readlink(procPath(fd)) }

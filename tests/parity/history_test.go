@@ -234,9 +234,12 @@ func layers(t *testing.T, e *harness.Env, g *source, kernel bool) []string {
 	return lowers
 }
 
+// mounter mounts something over lowers.
+type mounter func(e *harness.Env, name string, lowers []string) (s *side, upper string)
+
 // play plays the history of a seed for n operations. The oracle is nil for a
-// plain directory.
-func play(t *testing.T, seed uint64, n int, oracle func(e *harness.Env, name string, lowers []string) (*side, string)) {
+// plain directory; mount, if not nil, mounts layerfs.
+func play(t *testing.T, seed uint64, n int, oracle mounter, mount func(g *source) mounter) {
 	t.Logf("seed %d", seed)
 	runtime.LockOSThread() // setfsuid is the thread's
 	defer runtime.UnlockOSThread()
@@ -248,7 +251,13 @@ func play(t *testing.T, seed uint64, n int, oracle func(e *harness.Env, name str
 	if oracle == nil {
 		dialect = pick(g, "auto", "aufs", "xattr")
 	}
-	self, _ := dialectSide(e, "self", lowers, dialect)
+	mounted := func(e *harness.Env, name string, lowers []string) (*side, string) {
+		return dialectSide(e, name, lowers, dialect)
+	}
+	if mount != nil {
+		mounted = mount(g)
+	}
+	self, _ := mounted(e, "self", lowers)
 	var ref *side
 	if oracle != nil {
 		ref, _ = oracle(e, "ref", lowers)

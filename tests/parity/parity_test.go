@@ -59,7 +59,7 @@ func histories(t *testing.T, seeds []kept, play func(t *testing.T, seed uint64, 
 func TestParity(t *testing.T) {
 	harness.RequireRoot(t)
 	histories(t, againstOverlay, func(t *testing.T, seed uint64, n int) {
-		play(t, seed, n, overlaySide)
+		play(t, seed, n, overlaySide, nil)
 	})
 }
 
@@ -68,10 +68,18 @@ func TestPlain(t *testing.T) {
 	if !harness.Root() {
 		t.Skip("TestInUserNamespace runs it as root of its own")
 	}
-	histories(t, againstPlain, func(t *testing.T, seed uint64, n int) { play(t, seed, n, nil) })
+	histories(t, againstPlain, func(t *testing.T, seed uint64, n int) { play(t, seed, n, nil, nil) })
 }
 
-// TestInUserNamespace runs TestPlain as root of a user namespace, with the ids
+// TestSeveral plays with several writable branches against a plain directory.
+func TestSeveral(t *testing.T) {
+	if !harness.Root() {
+		t.Skip("TestInUserNamespace runs it as root of its own")
+	}
+	histories(t, againstPlain, func(t *testing.T, seed uint64, n int) { play(t, seed, n, nil, severalSide) })
+}
+
+// TestInUserNamespace runs TestPlain and TestSeveral as root of a user namespace, with the ids
 // that root may give it or with its own only.
 func TestInUserNamespace(t *testing.T) {
 	harness.RequireFUSE(t)
@@ -91,7 +99,8 @@ func TestInUserNamespace(t *testing.T) {
 	r := e.Cmd(func(c *exec.Cmd) {
 		c.SysProcAttr = attr
 		c.Env = append(c.Env, "LAYERFS_TEST_DIR="+e.P("m"), "LAYERFS_BIN="+harness.Bin())
-	}, "/proc/self/exe", "-test.run", "^TestPlain$", "-test.v")
+	}, "/proc/self/exe", "-test.run", "^(TestPlain|TestSeveral)$", "-test.v")
 	require.Zero(t, r.Code, "%s%s", r.Stdout, r.Stderr)
 	require.Contains(t, r.Stdout, "--- PASS: TestPlain")
+	require.Contains(t, r.Stdout, "--- PASS: TestSeveral")
 }

@@ -78,6 +78,22 @@ func dialectSide(e *harness.Env, name string, lowers []string, dialect string) (
 	return newSide(point, func() { m = m.Remount(opts) }, func() { m.Unmount() }), upper
 }
 
+// severalSide mounts layerfs with some of the lowers writable, and any policy.
+func severalSide(g *source) mounter {
+	return func(e *harness.Env, name string, lowers []string) (*side, string) {
+		upper, _, point := dirs(e, name)
+		opts := "suid,dev,br=" + upper + "=rw"
+		for _, l := range lowers {
+			opts += ":" + l + "=" + pick(g, "rw", "rw", "ro+wh")
+		}
+		opts += ",create=" + pick(g, "tdp", "rr", "mfs:0", "mfsrr:1", "pmfs", "pmfsrr:1000000000000", "tdmfs:1")
+		opts += ",cpup=" + pick(g, "tdp", "bup", "bu")
+		e.T.Log(opts)
+		m := e.MountOn(point, opts)
+		return newSide(point, func() { m = m.Remount(opts) }, func() { m.Unmount() }), upper
+	}
+}
+
 // overlaySide mounts the kernel's overlay.
 func overlaySide(e *harness.Env, name string, lowers []string) (s *side, upper string) {
 	upper, work, point := dirs(e, name)
