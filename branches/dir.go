@@ -45,7 +45,8 @@ type Dir struct {
 	// redirect is what the part in the topmost writable branch says of the
 	// branches below it, made absolute; "" when they have d at the place that
 	// its parent has there. Protected by mu.
-	redirect string
+	redirect   string
+	redirected bool // a redirect in any branch says where some of the parts are. Protected by mu.
 }
 
 // Parts returns the parts of d, top first. The slice must not be changed.

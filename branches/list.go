@@ -86,8 +86,8 @@ func (m *merge) add(s *Stack, d *Dir, p *Part, fd int, entries []sys.Dirent, las
 	for _, e := range entries {
 		if whiteout.Reserved(e.Name) {
 			marks = true
-			if p.Branch.whiteouts && e.Type != unix.DT_DIR && !strings.HasPrefix(e.Name, ".wh..wh.") {
-				hides = append(hides, e.Name[len(whiteout.Prefix):])
+			if name := hiddenBy(e.Name); p.Branch.whiteouts && e.Type != unix.DT_DIR && name != "" {
+				hides = append(hides, name)
 			}
 			continue
 		}
@@ -105,6 +105,15 @@ func (m *merge) add(s *Stack, d *Dir, p *Part, fd int, entries []sys.Dirent, las
 		m.hide(name)
 	}
 	return nil
+}
+
+// hiddenBy returns the name that the entry called name has or, being a whiteout
+// beside it, hides; "" for what is the union's own.
+func hiddenBy(name string) string {
+	if strings.HasPrefix(name, whiteout.Prefix+whiteout.Prefix) {
+		return ""
+	}
+	return strings.TrimPrefix(name, whiteout.Prefix)
 }
 
 func (m *merge) hide(name string) {

@@ -106,7 +106,7 @@ func (w *walk) finish(d *Dir, name string) Resolution {
 		if w.res.OriginBranch == nil && len(w.parts) > 1 {
 			w.res.Origin, w.res.OriginBranch = w.last, w.parts[len(w.parts)-1].Branch
 		}
-		w.res.Dir = &Dir{stack: w.stack, parent: d, name: name, parts: w.parts, floor: w.floor}
+		w.res.Dir = &Dir{stack: w.stack, parent: d, name: name, parts: w.parts, floor: w.floor, redirected: w.want != name}
 		switch {
 		case strings.HasPrefix(w.low, "/"):
 			w.res.Dir.redirect = w.low

@@ -22,7 +22,7 @@ type Work struct {
 	Keep int    // O_PATH descriptor of WORKDIR/layerfs
 	root int    // descriptor of WORKDIR, which carries the lock
 	dir  string // where WORKDIR is, for messages. Immutable.
-	lone bool   // whiteouts are no links of each other. Immutable.
+	lone bool   // whiteouts are no links of each other. Changes only with the branch's mode.
 	mark bool
 	// Unclean: the last mount with this directory did not end as it should,
 	// or asked for the records in Keep to be looked through. Immutable.
@@ -144,11 +144,22 @@ func probeRename(w *Work, upper *Branch, dir string) error {
 	return sys.Unlink(upper.Root, probe)
 }
 
+// makeDir makes a directory of the work directory. What is made inside must not
+// inherit a default ACL that some directory above has.
 func makeDir(at int, name string) (int, error) {
 	if err := sys.Mkdir(at, name, 0700); err != nil && err != unix.EEXIST {
 		return -1, err
 	}
-	return sys.OpenDir(at, name)
+	fd, err := sys.OpenDir(at, name)
+	if err != nil {
+		return -1, err
+	}
+	err = sys.RemoveXattr(fd, "", "system.posix_acl_default")
+	if err != nil && err != unix.ENODATA && err != unix.EOPNOTSUPP {
+		sys.Close(fd)
+		return -1, err
+	}
+	return fd, nil
 }
 
 // lock takes the work directory for this mount alone.

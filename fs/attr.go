@@ -26,6 +26,9 @@ func (f *FS) branchOfLocked(n *node) *branches.Branch {
 	case n.home != nil:
 		return n.home
 	}
+	if n.low.part == nil {
+		return nil // in a branch that is no longer there
+	}
 	return n.low.part.Branch
 }
 
@@ -197,7 +200,19 @@ func (f *FS) chown(b *branches.Branch, at location, in *fuse.SetAttrIn) error {
 	if f.opts.XattrPermissions != 0 {
 		return f.updateOverride(b, at, uid, gid, ^uint32(0))
 	}
-	return sys.ChownAt(at.fd, at.name, uid, gid)
+	before, err := sys.StatAt(at.fd, at.name, 0)
+	if err == nil {
+		err = sys.ChownAt(at.fd, at.name, uid, gid)
+	}
+	if err != nil || in.Caller.Uid == 0 || before.Mode&unix.S_ISGID == 0 || before.Type() != unix.S_IFREG {
+		return err
+	}
+	// What the kernel leaves to root, whom it takes for the caller (chown_common).
+	after, err := sys.StatAt(at.fd, at.name, 0)
+	if err != nil || after.Mode&f.killable(&before, in.Caller.Owner) == 0 {
+		return err
+	}
+	return sys.ChmodAt(at.fd, at.name, after.Mode&07777&^f.killable(&before, in.Caller.Owner))
 }
 
 func (f *FS) chmod(b *branches.Branch, at location, mode uint32) error {

@@ -78,14 +78,8 @@ func (f *FS) Branches() []BranchInfo {
 }
 
 func (f *FS) nodesPerBranch() map[*branches.Branch]int {
-	f.table.mu.Lock()
-	nodes := make([]*node, 0, len(f.table.byID))
-	for _, n := range f.table.byID {
-		nodes = append(nodes, n)
-	}
-	f.table.mu.Unlock()
 	use := map[*branches.Branch]int{}
-	for _, n := range nodes {
+	for _, n := range f.table.all() {
 		n.mu.Lock()
 		use[f.branchOfLocked(n)]++
 		n.mu.Unlock()

@@ -46,6 +46,9 @@ func (f *FS) entry(n *node, st *sys.Stat, out *fuse.EntryOut) {
 // find resolves name in parent and refuses what users must not see.
 // Preconditions: parent.dir.mu is held.
 func (f *FS) find(parent *node, name string) (branches.Resolution, error) {
+	if parent.dir.lost {
+		return branches.Resolution{}, unix.ESTALE // has the kernel look the whole path up again
+	}
 	if parent.dir.dead || whiteout.Reserved(name) {
 		return branches.Resolution{}, unix.ENOENT
 	}

@@ -50,6 +50,7 @@ type dirNode struct {
 	// names up, writers make, remove, rename or copy one up.
 	mu    sync.RWMutex
 	dead  bool             // removed. Protected by mu.
+	lost  bool             // a change of the branches has put something else in its place. Changes only with them.
 	pin   *branches.Part   // the upper part, kept open from the removal on. Protected by mu.
 	acl   int8             // default ACL of the part that was changed last: 0 unknown, 1 none, 2 some. Protected by mu.
 	aclOf *branches.Branch // Home of the tree when acl was read. Protected by mu.
@@ -114,7 +115,7 @@ func (f *FS) locateLocked(n *node) (location, error) {
 	if n.isDir() {
 		parts := n.dir.tree.Parts()
 		if len(parts) == 0 {
-			return location{}, unix.ENOENT
+			return location{}, unix.ESTALE // has the kernel look the whole path up again
 		}
 		return acquire(n.dir.tree, parts[0], "")
 	}

@@ -55,9 +55,16 @@ func (h *handles) closeAll() {
 
 // OpenDir implements fuse.RawFileSystem.
 func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	if _, code := f.node(in.NodeId); !code.Ok() {
+	n, code := f.node(in.NodeId)
+	if !code.Ok() {
 		return code
 	}
+	if err := f.copyUpOnOpen(n); err != nil {
+		return status(err)
+	}
+	n.mu.Lock()
+	n.opens++
+	n.mu.Unlock()
 	out.Fh = f.handles.add()
 	if f.opts.Timeout > 0 {
 		out.OpenFlags |= fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE
@@ -66,7 +73,12 @@ func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse
 }
 
 // ReleaseDir implements fuse.RawFileSystem.
-func (f *FS) ReleaseDir(in *fuse.ReleaseIn) { f.handles.remove(in.Fh) }
+func (f *FS) ReleaseDir(in *fuse.ReleaseIn) {
+	f.handles.remove(in.Fh)
+	if n := f.table.get(in.NodeId); n != nil {
+		f.closed(n, 0)
+	}
+}
 
 // FsyncDir implements fuse.RawFileSystem.
 func (f *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
@@ -152,7 +164,7 @@ func (f *FS) readDir(in *fuse.ReadIn, add func(*node, *branches.Entry, uint64) b
 // list takes the content of n into h. Preconditions: h.mu and n.dir.mu are held.
 func (f *FS) list(n *node, h *dirHandle) error {
 	h.entries, h.listed = nil, true
-	if n.dir.dead {
+	if n.dir.dead || n.dir.lost {
 		return nil
 	}
 	entries, err := f.stack.List(n.dir.tree)

@@ -40,6 +40,17 @@ func (t *table) find(key uint64) *node {
 	return n
 }
 
+// all returns every node.
+func (t *table) all() []*node {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := make([]*node, 0, len(t.byID))
+	for _, n := range t.byID {
+		out = append(out, n)
+	}
+	return out
+}
+
 // peek is find without counting.
 func (t *table) peek(key uint64) *node {
 	t.mu.Lock()

@@ -71,7 +71,7 @@ func runHelper(args []string) error {
 		return errs.New(errs.Usage, "usage: mount.layerfs SOURCE MOUNTPOINT [-o OPTIONS]")
 	}
 	if wantsRemount(p.options) {
-		return remountFlags(p.operands[1], p.options)
+		return remount(p.operands[1], p.options, false)
 	}
 	if p.has("-r") {
 		p.options = append(p.options, "ro")

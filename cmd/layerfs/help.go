@@ -16,6 +16,7 @@ const usageText = `Usage:
   layerfs umount MOUNTPOINT
   layerfs status MOUNTPOINT
   layerfs branches MOUNTPOINT
+  layerfs remount -o add:INDEX:BRANCH,append:BRANCH,prepend:BRANCH,del:DIR,mod:BRANCH MOUNTPOINT
   layerfs trace MOUNTPOINT PATH
   layerfs changes MOUNTPOINT | --upper DIR [--lower DIR]...
   layerfs pool create|status|resize|check|trim|message|dump|restore|wait|mount|serve POOL ...
@@ -37,6 +38,12 @@ Options for -o:
   redirect_dir=on|off      rename directories of lower branches
   fsync=auto|strict|volatile, volatile how much of a copy-up is synced
   timeout=SECONDS          how long the kernel may cache names and attributes
+  create=tdp|rr|mfs[:SEC]|mfsrr:LOW[:SEC]|pmfs[:SEC]|pmfsrr:LOW[:SEC]|tdmfs:LOW[:SEC]
+                           which of several writable branches gets new files
+  cpup=tdp|bup|bu          which gets copies of lower files
+  diropq=always|whiteouted which new directories are opaque
+  sum                      df adds up all branches
+  shwh                     shows whiteouts; needs ro
   udba=none|reval          reval: notice changes made behind the mount's back
   squash_to_root, squash_to_uid=N, squash_to_gid=N
   uidmapping=A:B:LEN:..., gidmapping=A:B:LEN:...
@@ -76,6 +83,20 @@ Lists the branches of a mount, the topmost first.
 
 Example:
   layerfs branches /merged
+`,
+	"remount": `Usage: layerfs remount -o CHANGE[,CHANGE...] MOUNTPOINT
+
+Changes the branches of a live mount, from left to right, all or none:
+  add:INDEX:DIR=MODE    a new branch at that position, 0 being the top
+  append:DIR=MODE       below all others
+  prepend:DIR=MODE      above all others
+  del:DIR               removes a branch
+  mod:DIR=MODE          gives a branch another mode, rw, ro or rr, and attributes
+A branch that is in use is not removed: the processes that use it are named
+(exit code 4). Flags such as ro and noexec can be changed too.
+
+Example:
+  layerfs remount -o prepend:/patch=ro,del:/plugins/old /merged
 `,
 	"trace": `Usage: layerfs trace [--json] MOUNTPOINT PATH
 

@@ -19,6 +19,7 @@ var commands = map[string]func(args []string) error{
 	"umount":   cmdUmount,
 	"status":   cmdStatus,
 	"branches": cmdBranches,
+	"remount":  cmdRemount,
 	"trace":    cmdTrace,
 	"changes":  cmdChanges,
 	"pool":     cmdPool,
@@ -31,7 +32,7 @@ var commands = map[string]func(args []string) error{
 // absent are commands of the full program that are not in this one. They
 // must not be taken for mountpoints.
 var absent = []string{
-	"remount", "diff", "apply", "check", "convert", "settle",
+	"diff", "apply", "check", "convert", "settle",
 	"layer", "container", "run", "probe", "info", "device",
 }
 

@@ -245,7 +245,7 @@ func listenFor(mountpoint string, p *client.Client, logger *log.Logger) *control
 
 // poolAnswer answers commands about the mount of a pool.
 func poolAnswer(p *client.Client) control.Handler {
-	return func(cmd string, _ json.RawMessage) (any, error) {
+	return func(cmd string, _ json.RawMessage, _ []*os.File) (any, error) {
 		if cmd == "status" {
 			return p.Status()
 		}

@@ -115,7 +115,7 @@ func (s *session) listen() *control.Listener {
 }
 
 // answer carries out a command from the control channel.
-func (s *session) answer(cmd string, args json.RawMessage) (any, error) {
+func (s *session) answer(cmd string, args json.RawMessage, files []*os.File) (any, error) {
 	switch cmd {
 	case "status":
 		return s.fs.Status(), nil
@@ -127,6 +127,15 @@ func (s *session) answer(cmd string, args json.RawMessage) (any, error) {
 			return nil, errs.New(errs.Usage, "trace: %w", err)
 		}
 		return s.fs.Trace(path)
+	case "remembered", "change":
+		changes, err := changesFrom(args, files)
+		if err != nil {
+			return nil, err
+		}
+		if cmd == "remembered" {
+			return s.fs.Remembered(changes)
+		}
+		return s.change(changes)
 	}
 	return nil, errs.New(errs.Unsupported, "the daemon does not know %q: it is of another version", cmd)
 }

@@ -18,8 +18,12 @@ import (
 const fuseMagic = 0x65735546
 
 // Call has the daemon of a mount carry out cmd. args may be nil; reply is
-// what the answer is decoded into, or nil.
-func Call(mountpoint, cmd string, args, reply any) error {
+// what the answer is decoded into, or nil. The files go with the request, in
+// their order: MaxFiles at most.
+func Call(mountpoint, cmd string, args, reply any, files ...*os.File) error {
+	if len(files) > MaxFiles {
+		return errs.New(errs.Usage, "%s: %d directories at once are too many, %d is the limit", cmd, len(files), MaxFiles)
+	}
 	conn, err := dial(mountpoint)
 	if err != nil {
 		return err
@@ -30,7 +34,7 @@ func Call(mountpoint, cmd string, args, reply any) error {
 		return err
 	}
 	conn.SetDeadline(time.Now().Add(deadline))
-	if _, err := conn.Write(data); err != nil {
+	if _, _, err := conn.WriteMsgUnix(data, rights(files), nil); err != nil {
 		return fmt.Errorf("asking the daemon of %s: %w", mountpoint, err)
 	}
 	var answer response

@@ -44,7 +44,7 @@ func exchange(t *testing.T, data string) response {
 }
 
 func TestExchange(t *testing.T) {
-	l := listen(t, func(cmd string, args json.RawMessage) (any, error) {
+	l := listen(t, func(cmd string, args json.RawMessage, _ []*os.File) (any, error) {
 		switch cmd {
 		case "echo":
 			return args, nil
@@ -94,7 +94,7 @@ func TestStale(t *testing.T) {
 	if _, err := dialDev(testDev); !errors.Is(err, unix.ECONNREFUSED) {
 		t.Errorf("a dead daemon's socket: %v", err)
 	}
-	l, err := Listen(testDev, func(string, json.RawMessage) (any, error) { return 1, nil })
+	l, err := Listen(testDev, func(string, json.RawMessage, []*os.File) (any, error) { return 1, nil })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,5 +9,6 @@
 // mount can enter, and the daemon checks the peer's credentials besides.
 //
 // A request never makes the daemon open a path: commands that need the
-// branches' files open them themselves, with their own rights.
+// branches' files open them themselves, with their own rights, and directories
+// that the daemon is to use go along as descriptors.
 package control

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,12 +12,15 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/layerfs/layerfs/internal/errs"
 )
 
 // Handler answers a command; the reply must be JSON-able. It may be called
-// by several goroutines at once.
-type Handler func(cmd string, args json.RawMessage) (any, error)
+// by several goroutines at once. The files that came with the command are closed
+// when it returns.
+type Handler func(cmd string, args json.RawMessage, files []*os.File) (any, error)
 
 // Listener is the daemon's end of the channel.
 type Listener struct {
@@ -108,9 +112,21 @@ func (l *Listener) serve(conn *net.UnixConn) {
 	conn.Write(append(data, '\n'))
 }
 
-func (l *Listener) answer(conn io.Reader) (answer response) {
+func (l *Listener) answer(conn *net.UnixConn) (answer response) {
+	data, oob := make([]byte, maxRequest), make([]byte, unix.CmsgSpace(4*MaxFiles))
+	n, oobn, _, _, err := conn.ReadMsgUnix(data, oob)
+	files := received(oob[:oobn])
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
 	var req request
-	if err := json.NewDecoder(io.LimitReader(conn, maxRequest)).Decode(&req); err != nil {
+	if err == nil {
+		rest := io.LimitReader(conn, int64(maxRequest-n))
+		err = json.NewDecoder(io.MultiReader(bytes.NewReader(data[:n]), rest)).Decode(&req)
+	}
+	if err != nil {
 		return failed(errs.New(errs.Usage, "control channel: bad request: %w", err))
 	}
 	defer func() {
@@ -118,11 +134,11 @@ func (l *Listener) answer(conn io.Reader) (answer response) {
 			answer = failed(fmt.Errorf("%s: internal error: %v", req.Cmd, p))
 		}
 	}()
-	reply, err := l.handle(req.Cmd, req.Args)
+	reply, err := l.handle(req.Cmd, req.Args, files)
 	if err != nil {
 		return failed(err)
 	}
-	data, err := json.Marshal(reply)
+	data, err = json.Marshal(reply)
 	if err != nil {
 		return failed(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,7 +16,41 @@ const (
 	maxRequest = 64 << 10
 	maxReply   = 64 << 20
 	deadline   = 10 * time.Second
+
+	// MaxFiles is how many files go with one request: SCM_MAX_FD, about.
+	MaxFiles = 250
 )
+
+// rights wraps files for sendmsg(2); nil for none.
+func rights(files []*os.File) []byte {
+	if len(files) == 0 {
+		return nil
+	}
+	fds := make([]int, len(files))
+	for i, f := range files {
+		fds[i] = int(f.Fd())
+	}
+	return unix.UnixRights(fds...)
+}
+
+// received unwraps what came with a message.
+func received(oob []byte) (files []*os.File) {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil
+	}
+	for i := range messages {
+		fds, err := unix.ParseUnixRights(&messages[i])
+		if err != nil {
+			continue
+		}
+		for _, fd := range fds {
+			unix.CloseOnExec(fd)
+			files = append(files, os.NewFile(uintptr(fd), "received"))
+		}
+	}
+	return files
+}
 
 type request struct {
 	Cmd  string          `json:"cmd"`
