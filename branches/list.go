@@ -32,7 +32,7 @@ func (s *Stack) List(d *Dir) ([]Entry, error) {
 			}
 			return nil, err
 		}
-		if len(parts) > 1 && m.seen == nil {
+		if (len(parts) > 1 || s.config.ShowMarks) && m.seen == nil {
 			m.seen = make(map[string]int, len(entries))
 		}
 		err = m.add(s, d, p, fd, entries, i == len(parts)-1)
@@ -86,6 +86,9 @@ func (m *merge) add(s *Stack, d *Dir, p *Part, fd int, entries []sys.Dirent, las
 	for _, e := range entries {
 		if whiteout.Reserved(e.Name) {
 			marks = true
+			if s.config.ShowMarks {
+				defer m.show(p, e) // behind the entries, some of which count more
+			}
 			if name := hiddenBy(e.Name); p.Branch.whiteouts && e.Type != unix.DT_DIR && name != "" {
 				hides = append(hides, name)
 			}
@@ -105,6 +108,23 @@ func (m *merge) add(s *Stack, d *Dir, p *Part, fd int, entries []sys.Dirent, las
 		m.hide(name)
 	}
 	return nil
+}
+
+// show adds the mark e of p to what is listed: "aufs will show you the name of
+// whiteouts with keeping its feature to hide the lowers" (aufs(5), shwh). One
+// that hides nothing because the name is there is not shown.
+func (m *merge) show(p *Part, e sys.Dirent) {
+	name := hiddenBy(e.Name)
+	if !p.Branch.whiteouts || e.Type == unix.DT_DIR || name == "" && e.Name != whiteout.OpaqueFile {
+		return
+	}
+	if i, ok := m.seen[name]; ok && i != hiddenEntry {
+		return
+	}
+	if _, ok := m.seen[e.Name]; !ok {
+		m.seen[e.Name] = len(m.out)
+		m.out = append(m.out, Entry{Name: e.Name, Type: e.Type, Ino: e.Ino, Part: p})
+	}
 }
 
 // hiddenBy returns the name that the entry called name has or, being a whiteout
@@ -140,6 +160,9 @@ func (m *merge) entry(s *Stack, p *Part, fd int, dirPath string, e sys.Dirent) e
 	case what == deleted:
 		if m.seen != nil && !known {
 			m.seen[e.Name] = hiddenEntry
+			if s.config.ShowMarks {
+				m.out = append(m.out, Entry{Name: e.Name, Type: e.Type, Ino: e.Ino, Part: p})
+			}
 		}
 		return nil
 	}

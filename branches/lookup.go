@@ -59,7 +59,7 @@ type walk struct {
 }
 
 // Lookup finds name in d. An absent name is Kind NotFound and no error.
-// Preconditions: name is one component and not reserved.
+// Preconditions: name is one component and not reserved, or marks are shown.
 func (s *Stack) Lookup(d *Dir, name string) (Resolution, error) {
 	w := walk{stack: s, name: name, want: name, low: name}
 	for i, p := range d.Parts() {
@@ -123,7 +123,7 @@ func (w *walk) end(b *Branch, withIt bool) {
 	switch {
 	case w.res.Kind == NotFound:
 		w.res.Limit = b
-	case w.floor != nil:
+	case w.res.Kind == File || w.floor != nil:
 	case withIt:
 		w.floor = b
 	default: // something was found above b
@@ -173,6 +173,9 @@ func (w *walk) entry(p *Part, fd int, dirPath, name, path string, last bool) err
 		return err
 	}
 	if is, err := p.isWhiteout(fd, name, &st); is || err != nil {
+		if is && w.stack.config.ShowMarks && w.res.Kind == NotFound {
+			w.res = Resolution{Kind: File, Where: p, Stat: st}
+		}
 		w.end(p.Branch, false)
 		return err
 	}

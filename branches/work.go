@@ -145,7 +145,7 @@ func probeRename(w *Work, upper *Branch, dir string) error {
 }
 
 // makeDir makes a directory of the work directory. What is made inside must not
-// inherit a default ACL that some directory above has.
+// inherit the group or the default ACL that some directory above lends.
 func makeDir(at int, name string) (int, error) {
 	if err := sys.Mkdir(at, name, 0700); err != nil && err != unix.EEXIST {
 		return -1, err
@@ -155,7 +155,10 @@ func makeDir(at int, name string) (int, error) {
 		return -1, err
 	}
 	err = sys.RemoveXattr(fd, "", "system.posix_acl_default")
-	if err != nil && err != unix.ENODATA && err != unix.EOPNOTSUPP {
+	if err == nil || err == unix.ENODATA || err == unix.EOPNOTSUPP {
+		err = sys.ChmodAt(fd, "", 0700)
+	}
+	if err != nil {
 		sys.Close(fd)
 		return -1, err
 	}

@@ -146,8 +146,22 @@ func (f *FS) putThere(c *newcomer, done func()) (again bool, err error) {
 	if err := f.putLocked(c, to.fd); err != nil {
 		return false, err
 	}
+	f.touch(d.tree, c.on)
 	done()
 	return false, nil
+}
+
+// touch gives the directory d a new modification time, after names in it have
+// changed in the writable branch on, where its own times are in another.
+func (f *FS) touch(d *branches.Dir, on *branches.Branch) {
+	home := d.Home()
+	if home == on || home == nil {
+		return
+	}
+	if at, err := acquire(d, d.Part(home), ""); err == nil {
+		_ = sys.UtimesAt(at.fd, "", unix.Timespec{Nsec: sys.Omit}, unix.Timespec{Nsec: sys.Now})
+		at.release()
+	}
 }
 
 // putLocked makes the object where one call can do it completely, else in the

@@ -49,7 +49,7 @@ func (f *FS) find(parent *node, name string) (branches.Resolution, error) {
 	if parent.dir.lost {
 		return branches.Resolution{}, unix.ESTALE // has the kernel look the whole path up again
 	}
-	if parent.dir.dead || whiteout.Reserved(name) {
+	if parent.dir.dead || whiteout.Reserved(name) && !f.opts.ShowMarks {
 		return branches.Resolution{}, unix.ENOENT
 	}
 	if len(name) > unix.NAME_MAX {

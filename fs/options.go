@@ -31,6 +31,7 @@ type Options struct {
 	Sync             SyncPolicy
 	RedirectDir      bool // false: renaming a lower or merged directory is EXDEV
 	SumSpace         bool // statfs adds up the branches
+	ShowMarks        bool // whiteouts and opaque marks are shown (shwh); for a read-only mount
 	AlwaysOpaque     bool // every new directory is opaque (diropq=always)
 	Ino32            bool
 	ReadOnly         bool

@@ -130,6 +130,7 @@ func (f *FS) removeFound(on *branches.Branch, parent *node, name string, n *node
 	if err := f.takeOutLocked(on, parent, name, n, inUpper); err != nil {
 		return err
 	}
+	f.touch(parent.dir.tree, on)
 	f.unnamedLocked(n, parent, name, &res.Stat)
 	return nil
 }

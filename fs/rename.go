@@ -103,9 +103,15 @@ func (f *FS) renameIn(r *renaming, flags uint32) (again bool, err error) {
 		return err == nil, err
 	}
 	if r.exchange {
-		return false, f.exchange(r.on, from, to)
+		err = f.exchange(r.on, from, to)
+	} else {
+		err = f.replace(r.on, from, to)
 	}
-	return false, f.replace(r.on, from, to)
+	if err == nil {
+		f.touch(from.parent.dir.tree, r.on)
+		f.touch(to.parent.dir.tree, r.on)
+	}
+	return false, err
 }
 
 // planRename settles where r is done, as far as can be said before the

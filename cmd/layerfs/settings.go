@@ -109,6 +109,7 @@ func (s *settings) fileSystem() fs.Options {
 	if s.volatile {
 		o.Sync = fs.SyncVolatile
 	}
+	o.ShowMarks = s.showMarks
 	o.ReadOnly = s.flags&unix.MS_RDONLY != 0
 	o.NoAtime = s.flags&unix.MS_NOATIME != 0
 	o.StrictAtime = s.flags&unix.MS_STRICTATIME != 0
