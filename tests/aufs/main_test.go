@@ -1,0 +1,13 @@
+package aufs
+
+import (
+	"syscall"
+	"testing"
+
+	"github.com/layerfs/layerfs/tests/harness"
+)
+
+func TestMain(m *testing.M) {
+	syscall.Umask(022)
+	harness.Main(m)
+}
