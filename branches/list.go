@@ -89,7 +89,7 @@ func (m *merge) add(s *Stack, d *Dir, p *Part, fd int, entries []sys.Dirent, las
 			if s.config.ShowMarks {
 				defer m.show(p, e) // behind the entries, some of which count more
 			}
-			if name := hiddenBy(e.Name); p.Branch.whiteouts && e.Type != unix.DT_DIR && name != "" {
+			if name := HiddenBy(e.Name); p.Branch.whiteouts && e.Type != unix.DT_DIR && name != "" {
 				hides = append(hides, name)
 			}
 			continue
@@ -114,7 +114,7 @@ func (m *merge) add(s *Stack, d *Dir, p *Part, fd int, entries []sys.Dirent, las
 // whiteouts with keeping its feature to hide the lowers" (aufs(5), shwh). One
 // that hides nothing because the name is there is not shown.
 func (m *merge) show(p *Part, e sys.Dirent) {
-	name := hiddenBy(e.Name)
+	name := HiddenBy(e.Name)
 	if !p.Branch.whiteouts || e.Type == unix.DT_DIR || name == "" && e.Name != whiteout.OpaqueFile {
 		return
 	}
@@ -127,9 +127,9 @@ func (m *merge) show(p *Part, e sys.Dirent) {
 	}
 }
 
-// hiddenBy returns the name that the entry called name has or, being a whiteout
+// HiddenBy returns the name that the entry called name has or, being a whiteout
 // beside it, hides; "" for what is the union's own.
-func hiddenBy(name string) string {
+func HiddenBy(name string) string {
 	if strings.HasPrefix(name, whiteout.Prefix+whiteout.Prefix) {
 		return ""
 	}

@@ -41,7 +41,7 @@ type Plan struct {
 
 // Plan prepares changes, which are made from left to right. It opens what is to
 // be added and checks all that can be checked before; nothing has changed yet.
-// Commit or Abort must be called in the end.
+// Commit or Abort must be called in the end, before another Plan.
 func (s *Stack) Plan(changes []Change) (*Plan, error) {
 	p := &Plan{stack: s, branches: slices.Clone(s.branches), specs: map[*Branch]Spec{}, opened: map[*Branch]*Branch{}}
 	for _, c := range changes {
@@ -233,7 +233,7 @@ func (p *Plan) Commit() {
 			s.writable = append(s.writable, b)
 		}
 	}
-	s.hideOwn(s.config)
+	s.hideOwn()
 	s.chooser.free = nil
 }
 
@@ -334,7 +334,7 @@ func (s *Stack) RawNames(d *Dir, p *Part) ([]string, error) {
 	}
 	names := make([]string, 0, len(entries))
 	for _, e := range entries {
-		if name := hiddenBy(e.Name); name != "" {
+		if name := HiddenBy(e.Name); name != "" {
 			names = append(names, name)
 		}
 	}

@@ -113,10 +113,7 @@ func realDir(path string) string {
 // checkOverlaps refuses stacks that would feed on themselves. A read-only
 // branch may contain the upper, the work directory and the mountpoint.
 func (s *Stack) checkOverlaps(cfg Config) error {
-	mnt := ""
-	if cfg.Mountpoint != "" {
-		mnt = realDir(cfg.Mountpoint)
-	}
+	mnt := cfg.Mountpoint
 	for _, b := range s.branches {
 		if mnt != "" && b.Path != mnt && within(b.Path, mnt) {
 			return errs.New(errs.Usage, "branch %s lies inside the mountpoint %s: the mount would cover it", b.Path, mnt)
@@ -133,7 +130,7 @@ func (s *Stack) checkOverlaps(cfg Config) error {
 			return err
 		}
 		if cfg.WorkDir != "" {
-			if err := checkWork(realDir(cfg.WorkDir), b.Path, mnt); err != nil {
+			if err := checkWork(cfg.WorkDir, b.Path, mnt); err != nil {
 				return err
 			}
 		}
@@ -164,19 +161,47 @@ func checkWork(work, up, mnt string) error {
 	return nil
 }
 
-// hideOwn notes, for every lower, which of our own directories lie in it.
-func (s *Stack) hideOwn(cfg Config) {
-	var own []string
-	for _, b := range s.writable {
-		own = append(own, b.Path)
-	}
-	if len(s.writable) > 0 && cfg.WorkDir != "" {
-		own = append(own, realDir(cfg.WorkDir))
-	}
-	own = append(own, cfg.Exclude...)
-	mnt := ""
+// absolute returns cfg with the directories that are not branches as they really
+// are. It is done once: a lookup of the mountpoint by a daemon that serves it
+// would wait for itself.
+func (cfg Config) absolute() Config {
 	if cfg.Mountpoint != "" {
-		mnt = realDir(cfg.Mountpoint)
+		cfg.Mountpoint = realDir(cfg.Mountpoint)
+	}
+	if cfg.WorkDir != "" {
+		cfg.WorkDir = realDir(cfg.WorkDir)
+	}
+	return cfg
+}
+
+// ownDir is a directory that must not be shown in lowers.
+type ownDir struct {
+	path string
+	id   inode
+}
+
+// excluded finds the directories of cfg that must not be shown.
+func excluded(cfg Config) (own []ownDir) {
+	list := cfg.Exclude
+	if cfg.WorkDir != "" {
+		list = append(list, cfg.WorkDir)
+	}
+	for _, dir := range list {
+		var st unix.Stat_t
+		if unix.Stat(dir, &st) == nil {
+			own = append(own, ownDir{dir, inode{st.Dev, st.Ino}})
+		}
+	}
+	return own
+}
+
+// hideOwn notes, for every lower, which of our own directories lie in it.
+func (s *Stack) hideOwn() {
+	own, mnt := slices.Clone(s.exclude), s.config.Mountpoint
+	for _, b := range s.writable {
+		if st, err := b.RootStat(); err == nil {
+			own = append(own, ownDir{b.Path, inode{st.Dev, st.Ino}})
+		}
 	}
 	for _, b := range s.branches {
 		b.hidden = nil
@@ -184,12 +209,8 @@ func (s *Stack) hideOwn(cfg Config) {
 			continue
 		}
 		for _, dir := range own {
-			if dir == b.Path || !within(dir, b.Path) {
-				continue
-			}
-			var st unix.Stat_t
-			if unix.Stat(dir, &st) == nil {
-				b.hidden = append(b.hidden, inode{st.Dev, st.Ino})
+			if dir.path != b.Path && within(dir.path, b.Path) {
+				b.hidden = append(b.hidden, dir.id)
 			}
 		}
 		if mnt != "" && mnt != b.Path && within(mnt, b.Path) {

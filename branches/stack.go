@@ -19,6 +19,7 @@ type Stack struct {
 	branches []*Branch // top first
 	writable []*Branch // those that changes may go to, top first
 	config   Config    // what the stack was opened with, for branches that are added. Immutable.
+	exclude  []ownDir  // not to be shown, beside the writable branches. Immutable.
 	nextID   int       // of the next branch that is added
 	fds      *fdcache.Cache
 	root     *Dir
@@ -64,7 +65,8 @@ const MaxCachedDirs = 256
 // Open opens the branches of cfg and makes ready to change the upper. Errors
 // carry the class of what is wrong with cfg and name the offending input.
 func Open(cfg Config) (*Stack, error) {
-	s := &Stack{fds: fdcache.New(MaxCachedDirs), config: cfg, chooser: chooser{Policy: cfg.Policy}}
+	cfg = cfg.absolute()
+	s := &Stack{fds: fdcache.New(MaxCachedDirs), config: cfg, exclude: excluded(cfg), chooser: chooser{Policy: cfg.Policy}}
 	if err := s.open(cfg); err != nil {
 		s.Close()
 		return nil, err
@@ -96,7 +98,7 @@ func (s *Stack) open(cfg Config) error {
 		s.writable = append(s.writable, b)
 	}
 	s.number()
-	s.hideOwn(cfg)
+	s.hideOwn()
 	s.root = &Dir{stack: s}
 	var err error
 	s.root.parts, s.root.floor, err = s.rootParts()

@@ -81,8 +81,9 @@ func (f *FS) fill(st *sys.Stat, out *fuse.Attr) {
 
 // setValid sets how long the kernel may keep an answer.
 func (f *FS) setValid(sec *uint64, nsec *uint32) {
-	*sec = uint64(f.opts.Timeout / time.Second)
-	*nsec = uint32(f.opts.Timeout % time.Second)
+	timeout := time.Duration(f.timeout.Load())
+	*sec = uint64(timeout / time.Second)
+	*nsec = uint32(timeout % time.Second)
 }
 
 // attr answers with n's attributes.

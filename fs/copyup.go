@@ -498,6 +498,7 @@ func (f *FS) placeDir(n, parent *node, cp *copied) error {
 		}
 		n.dir.tree.Add(cp.to)
 		f.rekeyLocked(n, cp.to, to.fd)
+		f.watcher.watch(n)
 		return f.syncPlace(to.fd)
 	})
 }

@@ -438,7 +438,11 @@ func (f *FS) made(c *newcomer) *node {
 		n.home = c.on
 	}
 	f.table.addKid(c.parent, 1)
-	return f.table.insert(n, key, true)
+	n = f.table.insert(n, key, true)
+	if n.isDir() {
+		f.watcher.watch(n)
+	}
+	return n
 }
 
 // makeNew is put followed by made and the answer.

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"fmt"
 	"log"
 	"os"
 	"runtime/debug"
@@ -30,13 +31,17 @@ type FS struct {
 	opts  Options         // immutable
 	stack *branches.Stack // immutable; its branches change only while the gate is shut
 	gate  gate            // every request is inside
-	euid  uint32          // whom files that the daemon makes belong to. Immutable.
-	egid  uint32
+
+	changeMu sync.Mutex // held by who changes the branches, from the plan to the end
+	euid     uint32     // whom files that the daemon makes belong to. Immutable.
+	egid     uint32
 
 	table   *table
 	handles handles
 	indexes map[*branches.Branch]*linkIndex // of the writable branches; changes only while the gate is shut
 	notify  atomic.Pointer[Notifier]
+	timeout atomic.Int64 // a time.Duration: how long the kernel may keep entries and attributes
+	watcher *watcher     // nil without udba=notify. Immutable.
 
 	// renameMu is held by renames from one directory to another, so that the
 	// ancestry of the two does not change under them (s_vfs_rename_mutex).
@@ -64,7 +69,14 @@ func New(stack *branches.Stack, opts Options) (*FS, error) {
 		egid:          uint32(os.Getegid()),
 		started:       time.Now(),
 	}
+	f.timeout.Store(int64(opts.Timeout))
 	f.table = newTable(f.gone)
+	if opts.Watch {
+		var err error
+		if f.watcher, err = newWatcher(f); err != nil {
+			return nil, fmt.Errorf("watching the branches: %w", err)
+		}
+	}
 	for _, b := range stack.Writable() {
 		if err := f.adoptUpper(b); err != nil {
 			return nil, err
@@ -107,6 +119,7 @@ func (f *FS) addRoot() error {
 		dir: &dirNode{tree: tree},
 	}
 	f.table.byID[rootID] = n
+	f.watcher.watch(n)
 	return nil
 }
 
@@ -159,7 +172,7 @@ func (f *FS) FuseOptions() *fuse.MountOptions {
 		MaxBackground:            64,
 		MaxReadAhead:             1 << 20,
 		EnableSymlinkCaching:     f.opts.Timeout > 0,
-		ExplicitDataCacheControl: f.opts.Timeout > 0,
+		ExplicitDataCacheControl: f.opts.Timeout > 0 && !f.opts.Outside,
 		EnableAcl:                !f.opts.NoACL && !f.opts.NoXattrs,
 		DisableXAttrs:            f.opts.NoXattrs,
 		Logger:                   f.opts.Log,
@@ -184,6 +197,7 @@ func (f *FS) Init(*fuse.Server) {}
 
 // Close gives everything back after the unmount and empties the work directory.
 func (f *FS) Close() error {
+	f.watcher.close()
 	f.handles.closeAll()
 	for _, l := range f.indexes {
 		l.close()
@@ -203,6 +217,7 @@ func (f *FS) gone(n *node) {
 		back.release()
 	}
 	if n.isDir() {
+		f.watcher.forget(n)
 		n.dir.mu.Lock()
 		if n.dir.pin != nil {
 			n.dir.tree.Release(n.dir.pin)

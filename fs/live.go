@@ -26,6 +26,8 @@ type InUse struct {
 // error, none. A branch of which a file is open cannot go; the users are
 // returned. What the kernel has in its caches is brought up to date before it returns.
 func (f *FS) ChangeBranches(changes []branches.Change) ([]InUse, error) {
+	f.changeMu.Lock()
+	defer f.changeMu.Unlock()
 	plan, err := f.stack.Plan(changes)
 	if err != nil {
 		return nil, err
@@ -49,6 +51,8 @@ func (f *FS) ChangeBranches(changes []branches.Change) ([]InUse, error) {
 // would remove: a process may have its working directory there, which no file
 // system hears of.
 func (f *FS) Remembered(changes []branches.Change) ([]InUse, error) {
+	f.changeMu.Lock()
+	defer f.changeMu.Unlock()
 	plan, err := f.stack.Plan(changes)
 	if err != nil {
 		return nil, err
@@ -188,6 +192,7 @@ func (r *refresh) root() {
 	if err := r.f.stack.RefreshRoot(); err != nil {
 		r.fail("the root directory", err)
 	}
+	r.f.watcher.watch(n)
 	r.within(n, before, true)
 }
 
@@ -282,8 +287,7 @@ func (r *refresh) checkFile(n, c *node) {
 
 // same reports whether a lookup has found c.
 func (r *refresh) same(c *node, res *branches.Resolution) bool {
-	key := r.f.identity(res.Where.Branch, &res.Stat)
-	return r.f.table.peek(key) == c
+	return r.f.table.peek(r.f.keyOf(res)) == c
 }
 
 // stay brings up to date where the file c is, which kept the name.
@@ -337,15 +341,12 @@ func (r *refresh) checkDir(n, c *node) {
 		return
 	}
 	before := c.dir.tree.Parts()
-	key := r.f.identity(res.Where.Branch, &res.Stat)
-	if res.OriginBranch != nil {
-		key = r.f.identity(res.OriginBranch, &res.Origin)
-	}
-	if r.f.table.peek(key) != c {
+	if key := r.f.keyOf(&res); r.f.table.peek(key) != c {
 		r.f.table.rekey(c, key)
 	}
 	came, went := c.dir.tree.Refresh(res.Dir)
 	c.dir.acl = aclUnknown
+	r.f.watcher.watch(c)
 	r.within(c, before, len(came)+len(went) > 0)
 }
 

@@ -110,8 +110,25 @@ func (f *FS) nodeOf(parent *node, name string, res *branches.Resolution) (*node,
 		p.in = n.home
 	}
 	f.addPlaceLocked(n, p)
+	if f.opts.Outside {
+		n.foundAgainLocked(p, res)
+	}
 	n.mu.Unlock()
 	return n, nil
+}
+
+// foundAgainLocked prefers the name p, by which the file n has just been found:
+// others may have taken the one that it was found by before.
+// Preconditions: n.mu is held.
+func (n *node) foundAgainLocked(p place, res *branches.Resolution) {
+	if n.home == nil && n.low.part != nil {
+		n.low = lowFile{p.dir.dir.tree, res.Where, p.name}
+	}
+	for i, q := range n.names {
+		if q.dir == p.dir && q.name == p.name {
+			n.names[0], n.names[i] = q, n.names[0]
+		}
+	}
 }
 
 // overrideResolution applies the override attributes of the branch that answers.
@@ -129,11 +146,9 @@ func (f *FS) overrideResolution(parent *node, name string, res *branches.Resolut
 }
 
 func (f *FS) dirNodeOf(parent *node, name string, res *branches.Resolution) *node {
-	key := f.identity(res.Where.Branch, &res.Stat)
-	if res.OriginBranch != nil {
-		key = f.identity(res.OriginBranch, &res.Origin)
-	}
+	key := f.keyOf(res)
 	if n := f.table.find(key); n != nil {
+		f.refreshOutside(n, res)
 		return n
 	}
 	n := &node{ino: key, typ: unix.S_IFDIR, dir: &dirNode{tree: res.Dir}}
@@ -147,7 +162,16 @@ func (f *FS) dirNodeOf(parent *node, name string, res *branches.Resolution) *nod
 		f.table.addKid(parent, -1)
 		return other
 	}
+	f.watcher.watch(n)
 	return n
+}
+
+// keyOf is the identity by which the table knows what a lookup has found.
+func (f *FS) keyOf(res *branches.Resolution) uint64 {
+	if res.OriginBranch != nil {
+		return f.identity(res.OriginBranch, &res.Origin)
+	}
+	return f.identity(res.Where.Branch, &res.Stat)
 }
 
 // newFile makes the node of a file that is not known yet.

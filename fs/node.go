@@ -22,7 +22,7 @@ type node struct {
 	kids    int       // places of other nodes that name this one as their directory
 
 	dir   *dirNode  // directories only. Immutable.
-	low   lowFile   // where the file lies in a lower, zero when it does not. Changes only with the branches.
+	low   lowFile   // where the file lies in a lower, zero when it does not. Changes only with the branches. Protected by mu.
 	fixed *sys.Stat // attributes of a mount point, which has no part. Immutable.
 
 	// copyMu is held for the whole copy-up of this node; for reading by those

@@ -18,8 +18,13 @@ const (
 // mount shows them, are Outer and the following in the branches.
 type IDMap struct{ Inner, Outer, Len uint32 }
 
+// Revalidate is how long the kernel may keep what others may change.
+const Revalidate = time.Second
+
 // Options are the properties of a mount that do not belong to its branches.
 type Options struct {
+	Outside          bool          // others may change the branches: what is found is compared with what is known
+	Watch            bool          // and are watched for it (udba=notify)
 	Timeout          time.Duration // how long the kernel may keep entries and attributes; 0: not at all
 	UIDMap, GIDMap   []IDMap
 	SquashToRoot     bool

@@ -66,7 +66,7 @@ func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse
 	n.opens++
 	n.mu.Unlock()
 	out.Fh = f.handles.add()
-	if f.opts.Timeout > 0 {
+	if f.opts.Timeout > 0 && (!f.opts.Outside || f.watcher != nil) {
 		out.OpenFlags |= fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE
 	}
 	return fuse.OK

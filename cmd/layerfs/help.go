@@ -44,7 +44,8 @@ Options for -o:
   diropq=always|whiteouted which new directories are opaque
   sum                      df adds up all branches
   shwh                     shows whiteouts; needs ro
-  udba=none|reval          reval: notice changes made behind the mount's back
+  udba=none|reval|notify   notice changes made behind the mount's back: within a
+                           second, or at once by watching directories in use
   squash_to_root, squash_to_uid=N, squash_to_gid=N
   uidmapping=A:B:LEN:..., gidmapping=A:B:LEN:...
   xattr_permissions=0|1|2, static_nlink, noxattrs, noacl, ino32_t, userxattr

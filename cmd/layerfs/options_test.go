@@ -140,7 +140,6 @@ func TestRefusedOptions(t *testing.T) {
 		"lowerdir=l,lowedir=x":       errs.Usage,
 		"lowerdir=l,backend=overlay": errs.Unsupported,
 		"lowerdir=l,copyup=block":    errs.Unsupported,
-		"lowerdir=l,udba=notify":     errs.Unsupported,
 	} {
 		if _, err := parseOptions(true, []string{opts}); err == nil || errs.Of(err) != class {
 			t.Errorf("%q, strict: got %v", opts, err)

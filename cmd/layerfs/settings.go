@@ -17,9 +17,6 @@ import (
 // as good as no limit and far from overflowing a time.Duration.
 const forever = 10 * 365 * 24 * time.Hour
 
-// revalidate is the timeout of udba=reval.
-const revalidate = time.Second
-
 // settings is what the options of a mount amount to.
 type settings struct {
 	strict bool // `layerfs mount`: mistakes are errors
@@ -102,13 +99,15 @@ func (s *settings) fileSystem() fs.Options {
 	case s.timeout != nil:
 		o.Timeout = *s.timeout
 	case s.udba == "reval":
-		o.Timeout = revalidate
+		o.Timeout = fs.Revalidate
 	default:
 		o.Timeout = forever
 	}
 	if s.volatile {
 		o.Sync = fs.SyncVolatile
 	}
+	o.Outside = s.udba == "reval" || s.udba == "notify"
+	o.Watch = s.udba == "notify"
 	o.ShowMarks = s.showMarks
 	o.ReadOnly = s.flags&unix.MS_RDONLY != 0
 	o.NoAtime = s.flags&unix.MS_NOATIME != 0

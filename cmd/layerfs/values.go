@@ -56,11 +56,12 @@ func setWhiteout(s *settings, value string) error {
 
 func setUDBA(s *settings, value string) error {
 	switch value {
-	case "none", "reval":
+	case "none", "reval", "notify":
 		s.udba = value
 		return nil
-	case "notify":
-		return errs.New(errs.Unsupported, "needs notification of changes to branches, which is not in this version (use udba=reval)")
+	case "fsnotify", "inotify": // AUFS's other names for it
+		s.udba = "notify"
+		return nil
 	}
 	return badValue("use none, reval or notify")
 }

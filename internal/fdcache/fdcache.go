@@ -20,6 +20,7 @@ type Slot struct {
 	fd         int // valid while cached
 	cached     bool
 	pins       int
+	dropped    bool  // nothing is kept beyond its use
 	prev, next *Slot // position in the LRU ring while cached
 }
 
@@ -77,17 +78,19 @@ func (c *Cache) Acquire(s *Slot, open func() (int, error)) (int, error) {
 }
 
 // Release unpins the descriptor of s.
-func (c *Cache) Release(s *Slot) {
-	c.mu.Lock()
-	s.pins--
-	c.mu.Unlock()
-}
+func (c *Cache) Release(s *Slot) { c.end(s, 1, false) }
 
-// Drop closes the descriptor of s unless it is in use.
-func (c *Cache) Drop(s *Slot) {
+// Drop closes the descriptor of s, when it is no longer in use. s stays usable,
+// but its descriptor is not kept any more.
+func (c *Cache) Drop(s *Slot) { c.end(s, 0, true) }
+
+// end takes pins from s and closes its descriptor if that is due.
+func (c *Cache) end(s *Slot, pins int, drop bool) {
 	c.mu.Lock()
+	s.pins -= pins
+	s.dropped = s.dropped || drop
 	fd := -1
-	if s.cached && s.pins == 0 {
+	if s.cached && s.pins == 0 && s.dropped {
 		fd = c.removeLocked(s)
 	}
 	c.mu.Unlock()
