@@ -1,0 +1,95 @@
+// Package records has the encodings of what a mount notes for itself about an
+// upper: in attributes of its files and in the work directory. The mount
+// (package fs) writes them; what examines an upper offline reads them too.
+//
+// All of it is part of the on-disk format: never change.
+package records
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// Attributes, without their namespace.
+const (
+	FormatAttr = "layerfs.format" // on the root: what whiteouts are written in
+	LinksAttr  = "layerfs.links"  // on the root: some files have link records
+	OriginAttr = "layerfs.origin" // 8 bytes, big endian: the inode number shown
+	LinkAttr   = "layerfs.link"   // a Link
+)
+
+// Names in WORKDIR/layerfs.
+const (
+	LinksDir     = "links"    // the link index
+	LiveMark     = "live"     // from the mount until its clean end
+	VolatileMark = "volatile" // from a volatile mount until its clean end
+	RenamePrefix = "rename"   // Renames that take two steps
+)
+
+// Link is what is recorded of the links of a file in the upper.
+type Link struct {
+	Key string // in the link index
+	N   int32
+	// Absolute: N links are shown, else N more than are on disk.
+	Absolute bool
+}
+
+func (r Link) String() string {
+	if r.Absolute {
+		return fmt.Sprintf("%s =%d", r.Key, r.N)
+	}
+	return fmt.Sprintf("%s %d", r.Key, r.N)
+}
+
+// maxKey is the length of the longest key: a letter and 100 bytes in hex.
+const maxKey = 201
+
+// IsKey reports whether name is a key of the link index.
+func IsKey(name string) bool {
+	return len(name) >= 2 && len(name) <= maxKey && (name[0] == 'h' || name[0] == 'i') &&
+		strings.Trim(name[1:], "0123456789abcdef") == ""
+}
+
+// ParseLink reads a record; one that makes no sense is none.
+func ParseLink(text string) (r Link, ok bool) {
+	key, number, ok := strings.Cut(text, " ")
+	if !ok || !IsKey(key) {
+		return r, false
+	}
+	r.Key = key
+	number, r.Absolute = strings.CutPrefix(number, "=")
+	n, err := strconv.ParseInt(number, 10, 32)
+	r.N = int32(n)
+	return r, err == nil
+}
+
+// NoteName is where the index has the record of a file that takes no attributes.
+func NoteName(key string) string { return "r" + key }
+
+// Announced reports whether text, the note n… of the link index about a lower
+// file, announces the deletion of a name that may or may not have taken place.
+func Announced(text string) bool { return strings.Contains(text, " ?") }
+
+// Rename is the note of a rename that takes two steps on disk. The inode
+// numbers are those of what is at the two names between the steps; then what
+// is at From is to be replaced by a whiteout.
+type Rename struct {
+	FromIno, ToIno uint64
+	From, To       string // paths in the upper
+}
+
+func (r Rename) String() string {
+	return fmt.Sprintf("%d %d\x00%s\x00%s", r.FromIno, r.ToIno, r.From, r.To)
+}
+
+// ParseRename is the inverse of String.
+func ParseRename(text string) (r Rename, ok bool) {
+	part := strings.Split(text, "\x00")
+	if len(part) != 3 {
+		return r, false
+	}
+	_, err := fmt.Sscanf(part[0], "%d %d", &r.FromIno, &r.ToIno)
+	r.From, r.To = part[1], part[2]
+	return r, err == nil
+}
