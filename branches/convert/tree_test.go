@@ -80,7 +80,7 @@ func merged(t *testing.T, dirs ...string) []string {
 			}
 		}
 	}
-	walk(s.Root(), "", 6)
+	walk(s.Root(), "", 4)
 	return out
 }
 
