@@ -142,6 +142,11 @@ func (c *conversion) fail(path string, err error) error {
 
 // refuse says what would stand in the way of rewriting v.
 func (c *conversion) refuse(v *View, path string) error {
+	for _, n := range v.Names {
+		if n.Content {
+			return errs.New(errs.Corrupt, "%s is a whiteout by its name, but there is something in it: rename it, or empty it", Join(path, whiteout.Prefix+n.Name))
+		}
+	}
 	if c.to.Dialect == whiteout.AUFS && !v.Opaque {
 		for _, n := range v.Names {
 			at := Join(path, n.Name)

@@ -209,6 +209,7 @@ func TestRefused(t *testing.T) {
 			require.NoError(t, unix.Mknod(up+"/a", unix.S_IFCHR, 0))
 			mkdir(t, up+"/.wh.a/b")
 		}, errs.Corrupt, ".wh.a"},
+		{"whiteout with content", func(up string) { write(t, up+"/.wh.a", "mine") }, errs.Corrupt, ".wh.a"},
 		{"bad record", func(up string) { set(t, up, "user.layerfs.format", "cvs user") }, errs.Corrupt, "cvs"},
 		{"rename", func(up string) { write(t, up+"/"+whiteout.PrivateDir+"/layerfs/rename#1", "") }, errs.Corrupt, "rename"},
 	} {

@@ -69,7 +69,7 @@ func (s *steps) dropWhiteouts() {
 		switch {
 		case n.IsWhiteout():
 			s.add(WhiteoutInOpaque, n.Name, "a whiteout in an opaque directory, where it hides nothing", "removed",
-				func() error { return s.unlink(n, true) })
+				func() error { return s.Remove(n) })
 		case n.Beside:
 			s.besideEntry(n)
 		}
@@ -77,18 +77,19 @@ func (s *steps) dropWhiteouts() {
 	s.stripUnmarked()
 }
 
-// unlink removes the whiteouts of n: the one in its place if there is one, and
-// the one beside it.
-func (s *steps) unlink(n *Name, inPlace bool) error {
-	if n.Beside {
-		if err := sys.Unlink(s.FD, whiteout.Prefix+n.Name); err != nil {
-			return err
-		}
+// Remove removes the whiteout n, in whatever forms it is there.
+func (v *View) Remove(n *Name) error {
+	if err := v.removeBeside(n); err != nil || n.At == Absent {
+		return err
 	}
-	if inPlace && n.At != Absent {
-		return sys.Unlink(s.FD, n.Name)
+	return sys.Unlink(v.FD, n.Name)
+}
+
+func (v *View) removeBeside(n *Name) error {
+	if !n.Beside {
+		return nil
 	}
-	return nil
+	return sys.Unlink(v.FD, whiteout.Prefix+n.Name)
 }
 
 // whiteouts brings the whiteouts of a directory into the format.
@@ -165,7 +166,7 @@ func (s *steps) besideEntry(n *Name) {
 				return fmt.Errorf("the directory could not be marked opaque before")
 			}
 		}
-		return s.unlink(n, false)
+		return s.removeBeside(n)
 	})
 }
 
@@ -192,14 +193,14 @@ func (s *steps) rewrite(n *Name) error {
 		if err := s.dropAttrs(n.Name, others); err != nil {
 			return err
 		}
-		return s.unlink(n, false)
+		return s.removeBeside(n)
 	}
 	if n.At != Device || s.to.Dialect != whiteout.Overlay {
 		if err := s.replace(n.Name); err != nil {
 			return err
 		}
 	}
-	return s.unlink(n, false)
+	return s.removeBeside(n)
 }
 
 // replace puts a whiteout that occupies the name there in one step.

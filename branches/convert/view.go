@@ -34,6 +34,7 @@ type Name struct {
 	Stat    sys.Stat // of what is at the name, unless Absent
 	Beside  bool     // .wh.NAME is there, a regular file
 	Bad     bool     // .wh.NAME is there and no regular file: no whiteout
+	Content bool     // .wh.NAME counts as a whiteout, but something is written in it
 	WhAttrs []string // the whiteout xattrs that an empty file carries
 }
 
@@ -156,7 +157,8 @@ func (v *View) readNames() error {
 		case hidden == "" || hidden == "." || hidden == ".." || whiteout.Reserved(hidden):
 			v.Reserved = append(v.Reserved, e.Name)
 		default:
-			get(hidden).Beside, get(hidden).Bad = st.IsRegular(), !st.IsRegular()
+			n := get(hidden)
+			n.Beside, n.Bad, n.Content = st.IsRegular(), !st.IsRegular(), st.IsRegular() && st.Size > 0
 		}
 		if err != nil {
 			return err
