@@ -152,9 +152,9 @@ func (s *steps) asWanted(n *Name) bool {
 // besideEntry takes away the whiteout beside the entry n, which beats it. A
 // directory must say by itself that it hides what is below it.
 func (s *steps) besideEntry(n *Name) {
-	wrong, repair := "a whiteout beside a file of its name; AUFS refuses both", "the whiteout is removed"
+	wrong, repair := "a whiteout beside a file of its name, which AUFS refuses to show", "the whiteout is removed"
 	if n.Stat.IsDir() {
-		wrong, repair = "a whiteout beside a directory of its name, which is opaque by it; AUFS refuses both", "the directory is marked, the whiteout removed"
+		wrong, repair = "a whiteout beside a directory of its name, which AUFS refuses to show", "the directory is marked opaque, unless it is, and the whiteout removed"
 	}
 	s.add(WhiteoutBesideEntry, n.Name, wrong, repair, func() error {
 		if n.Stat.IsDir() {

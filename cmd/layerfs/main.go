@@ -22,6 +22,8 @@ var commands = map[string]func(args []string) error{
 	"remount":  cmdRemount,
 	"trace":    cmdTrace,
 	"changes":  cmdChanges,
+	"check":    cmdCheck,
+	"convert":  cmdConvert,
 	"pool":     cmdPool,
 	"thin":     cmdThin,
 
@@ -32,7 +34,7 @@ var commands = map[string]func(args []string) error{
 // absent are commands of the full program that are not in this one. They
 // must not be taken for mountpoints.
 var absent = []string{
-	"diff", "apply", "check", "convert", "settle",
+	"diff", "apply", "settle",
 	"layer", "container", "run", "probe", "info", "device",
 }
 
