@@ -134,11 +134,12 @@ func (d *directory) dangling() bool {
 var errBefore = errors.New("what has to be done before it failed")
 
 // steps finds what is not in the recorded format. Without a record no
-// dialect is wrong.
+// dialect is wrong, and a redirect that makes no sense is left for people to read.
 func (d *directory) steps() {
+	anyDialect := !d.was.Known || d.was.UnderWay || len(d.v.BadRedirects()) > 0
 	failed := false
 	for _, s := range d.v.Steps(d.to) {
-		if s.Kind == convert.NotMarked || s.Kind == convert.OtherDialect && (!d.was.Known || d.was.UnderWay) || d.hasContent(s.Name) {
+		if s.Kind == convert.NotMarked || s.Kind == convert.OtherDialect && anyDialect || d.hasContent(s.Name) {
 			continue
 		}
 		do := s.Do

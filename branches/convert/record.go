@@ -99,7 +99,7 @@ func Finish(root int, to whiteout.Format) error {
 		case r.NS == at:
 			continue
 		case r.NS == "":
-			err = sys.Unlink(root, whiteout.FormatFile)
+			err = sys.KeepTimes(root, func() error { return sys.Unlink(root, whiteout.FormatFile) })
 		default:
 			err = sys.RemoveXattr(root, "", string(r.NS)+records.FormatAttr)
 		}
