@@ -155,6 +155,9 @@ func chooseFormat(root int, path string, d whiteout.Dialect, ns whiteout.Namespa
 		return was, to, errs.New(errs.Corrupt, "branch %s: %w", path, err)
 	}
 	trusted, err := takesXattr(root, whiteout.Trusted)
+	if err == unix.EPERM {
+		return was, to, errs.New(errs.Unsupported, "%s takes no names that start with %s: it lies in a union, or is immutable", path, whiteout.Prefix)
+	}
 	if err != nil {
 		return was, to, errs.New(errs.Of(err), "branch %s cannot be written: %w", path, err)
 	}
