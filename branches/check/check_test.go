@@ -412,6 +412,19 @@ func contains(list []string, s string) bool {
 	return false
 }
 
+// A frozen count is turned into what is to be added to the links on disk.
+func TestFrozenCount(t *testing.T) {
+	b := newBench(t)
+	b.file("a", "1")
+	b.set("a", "user.layerfs.link", key+" =5")
+	b.link("a", key)
+	require.Len(t, b.run(true).Findings, 2, "the root is not marked either")
+	var buf [64]byte
+	n, err := unix.Lgetxattr(b.up+"/a", "user.layerfs.link", buf[:])
+	require.NoError(t, err)
+	require.Equal(t, key+" 3", string(buf[:n]), "two links on disk, five shown")
+}
+
 // Every finding that the package comment lists is in the table, and the other
 // way round.
 func TestDocumented(t *testing.T) {
