@@ -29,6 +29,9 @@ func (s *steps) marks() {
 	if len(attrs) > 0 {
 		s.add(OtherDialect, "", "marks that do not belong to "+s.to.String(), "removed", func() error { return s.dropAttrs("", attrs) })
 	}
+	for _, name := range s.needless {
+		s.add(OtherDialect, name, "a mark of fuse-overlayfs, which nothing reads", "removed", func() error { return sys.Unlink(s.FD, name) })
+	}
 	if s.file != nil && !(s.to.Dialect == whiteout.AUFS && (s.Opaque || s.Redirect != "")) {
 		s.add(OtherDialect, whiteout.OpaqueFile, "a mark of another dialect than "+s.to.String(), "removed", func() error {
 			return sys.Unlink(s.FD, whiteout.OpaqueFile)

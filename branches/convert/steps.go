@@ -39,8 +39,9 @@ type Step struct {
 // steps collects the steps of one view.
 type steps struct {
 	*View
-	to  whiteout.Format
-	out []Step
+	to    whiteout.Format
+	out   []Step
+	spare string // a whiteout of the format in this directory, which others may be links of
 }
 
 // Steps returns what has to be done, in this order, so that v is written in
@@ -174,9 +175,10 @@ func (s *steps) besideEntry(n *Name) {
 func (s *steps) rewrite(n *Name) error {
 	if s.to.Dialect == whiteout.AUFS {
 		if !n.Beside {
-			if err := s.to.Make(s.FD, whiteout.Prefix+n.Name); err != nil {
+			if err := s.make(whiteout.Prefix + n.Name); err != nil {
 				return err
 			}
+			s.spare = whiteout.Prefix + n.Name
 		}
 		return sys.Unlink(s.FD, n.Name)
 	}
@@ -206,14 +208,25 @@ func (s *steps) rewrite(n *Name) error {
 // replace puts a whiteout that occupies the name there in one step.
 // Preconditions: no temporary is left.
 func (s *steps) replace(name string) error {
-	err := s.to.Make(s.FD, tmpName)
+	err := s.make(tmpName)
 	if err == nil {
 		err = sys.Rename(s.FD, tmpName, s.FD, name, 0)
 	}
 	if err != nil {
 		_ = sys.Unlink(s.FD, tmpName)
+		return err
 	}
-	return err
+	s.spare = name
+	return nil
+}
+
+// make makes a whiteout called name, as a link where that goes: they have no
+// need of an inode each.
+func (s *steps) make(name string) error {
+	if s.spare != "" && sys.Link(s.FD, s.spare, s.FD, name) == nil {
+		return nil
+	}
+	return s.to.Make(s.FD, name)
 }
 
 func (s *steps) dropAttrs(name string, attrs []string) error {

@@ -17,6 +17,10 @@ const (
 	tmpProbe      = ".wh..wh.probe"
 )
 
+// fuseOverlayfsMark is a whiteout device that fuse-overlayfs puts into opaque
+// directories besides the marks that it reads.
+const fuseOverlayfsMark = ".wh..opq"
+
 // Form is how something is recorded at a name itself.
 type Form uint8
 
@@ -59,6 +63,7 @@ type View struct {
 	Names    []*Name
 	Temps    []string // temporaries of layerfs
 	Reserved []string // all other reserved names
+	needless []string // marks that say nothing
 	attrs    map[string]string
 	file     *string // content of .wh..wh..opq, nil without one
 	xattrs   bool    // whiteouts with an xattr count
@@ -154,6 +159,8 @@ func (v *View) readNames() error {
 			err = v.readName(get(e.Name), st)
 		case e.Name == tmpName || e.Name == tmpOpaqueFile || v.Root && e.Name == tmpProbe:
 			v.Temps = append(v.Temps, e.Name)
+		case e.Name == fuseOverlayfsMark && st.IsWhiteout():
+			v.needless = append(v.needless, e.Name)
 		case hidden == "" || hidden == "." || hidden == ".." || whiteout.Reserved(hidden):
 			v.Reserved = append(v.Reserved, e.Name)
 		default:
