@@ -11,12 +11,12 @@ import (
 // mark first, then the others go, those that would count while another is
 // there before that other.
 func (s *steps) marks() {
-	kind, wrong := OtherDialect, "marks of another dialect than "+s.to.String()
+	kind, wrong, repair := OtherDialect, "marks of another dialect than "+s.to.String(), "written in that, too"
 	if s.Forced {
-		kind, wrong = WhiteoutBesideEntry, "opaque by a whiteout beside it only"
+		kind, wrong, repair = WhiteoutBesideEntry, "opaque only by a whiteout beside it", "marked opaque"
 	}
 	if do := s.ownMark(); do != nil {
-		s.add(kind, "", wrong, "marked in its own way", do)
+		s.add(kind, "", wrong, repair, do)
 	}
 	var attrs []string
 	for _, list := range [][]string{opaqueAttrs, redirectAttrs} {
