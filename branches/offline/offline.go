@@ -56,7 +56,7 @@ func OpenAlone(dir, workDir string) (*Upper, error) {
 }
 
 func (u *Upper) open(dir, workDir string) (err error) {
-	if u.Path, err = real(dir); err != nil {
+	if u.Path, err = realPath(dir); err != nil {
 		return errs.New(errs.Of(err), "branch %s: %w", dir, unwrap(err))
 	}
 	if u.Root, err = sys.OpenRoot(u.Path); err != nil {
@@ -77,7 +77,7 @@ func (u *Upper) openWork(workDir string) error {
 		}
 		workDir = private
 	}
-	path, err := real(workDir)
+	path, err := realPath(workDir)
 	if err != nil {
 		return errs.New(errs.Of(err), "work directory %s: %w", workDir, unwrap(err))
 	}
@@ -122,7 +122,7 @@ func (u *Upper) Close() {
 	}
 }
 
-func real(path string) (string, error) {
+func realPath(path string) (string, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
 		return "", err
