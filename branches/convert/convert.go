@@ -163,7 +163,7 @@ func (c *conversion) refuse(v *View, path string) error {
 		return nil
 	}
 	if err := sys.Access(v.FD, unix.W_OK|unix.X_OK); err != nil {
-		return errs.New(errs.Failed, "%s in the branch %s cannot be written: %w", path, c.path, err)
+		return errs.New(errs.Of(err), "%s in the branch %s cannot be written: %w", path, c.path, err)
 	}
 	return nil
 }
@@ -241,11 +241,10 @@ func (c *conversion) moveRecords(v *View) error {
 func moveAttrs(fd int, name string, from, to whiteout.Namespace, attrs ...string) error {
 	for _, a := range attrs {
 		value, err := sys.GetXattr(fd, name, string(from)+a)
-		if err != nil {
-			continue
+		if err == nil {
+			err = sys.SetXattr(fd, name, string(to)+a, value, 0)
 		}
-		err = sys.SetXattr(fd, name, string(to)+a, value, 0)
-		if err == unix.EPERM || err == unix.EOPNOTSUPP {
+		if lacks(err) {
 			continue
 		}
 		if err == nil {

@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"errors"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -34,13 +35,19 @@ func (r Record) Where() string {
 func Records(root int) (list []Record, err error) {
 	for _, ns := range namespaces {
 		v, err := sys.GetXattr(root, "", string(ns)+records.FormatAttr)
-		if err == nil {
+		switch {
+		case err == nil:
 			list = append(list, Record{ns, string(v)})
+		case !lacks(err):
+			return list, err
 		}
 	}
 	fd, err := sys.OpenIn(root, whiteout.FormatFile, unix.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
+	if err == unix.ENOENT || err == unix.ELOOP {
 		return list, nil
+	}
+	if err != nil {
+		return list, err
 	}
 	defer sys.Close(fd)
 	var buf [64]byte
@@ -146,13 +153,16 @@ func putFile(root int, text string) error {
 	return err
 }
 
-// chooseFormat settles what u is to be written in. ns is "" for the namespace
-// that it has, or the one that this user can use.
+// chooseFormat settles what the branch at root is to be written in. ns is ""
+// for the namespace that it has, or the one that this user can use.
 func chooseFormat(root int, path string, d whiteout.Dialect, ns whiteout.Namespace) (was Recorded, to whiteout.Format, err error) {
 	to = whiteout.Format{Dialect: d, NS: ns}
-	was, err = ReadRecord(root)
-	if err != nil {
-		return was, to, errs.New(errs.Corrupt, "branch %s: %w", path, err)
+	if was, err = ReadRecord(root); err != nil {
+		class := errs.Corrupt
+		if errno := unix.Errno(0); errors.As(err, &errno) { // it could not be read
+			class = errs.Of(err)
+		}
+		return was, to, errs.New(class, "the format record of branch %s: %w", path, err)
 	}
 	trusted, err := takesXattr(root, whiteout.Trusted)
 	if err == unix.EPERM {
@@ -173,47 +183,66 @@ func chooseFormat(root int, path string, d whiteout.Dialect, ns whiteout.Namespa
 	default:
 		to.NS = whiteout.User
 	}
-	return was, to, probe(root, path, to, trusted)
+	return was, to, probe(root, path, to)
 }
 
 // probe refuses a format that the file system of the branch cannot hold.
-func probe(root int, path string, to whiteout.Format, trusted bool) error {
-	takes := trusted
-	if to.NS == whiteout.User {
-		takes, _ = takesXattr(root, to.NS)
+func probe(root int, path string, to whiteout.Format) error {
+	if to.Dialect == whiteout.AUFS {
+		return nil
 	}
-	switch {
-	case to.Dialect != whiteout.AUFS && !takes:
+	takes, err := takesXattr(root, to.NS)
+	if err == nil && !takes {
 		return errs.New(errs.Unsupported, "the file system of %s takes no %s extended attributes of this user, which dialect %s needs: convert to aufs", path, to.NS, to.Dialect)
-	case to.Dialect == whiteout.Overlay && !takesDevices(root):
-		return errs.New(errs.Unsupported, "the file system of %s takes no whiteout devices, which dialect overlay needs: convert to xattr or aufs", path)
+	}
+	if err == nil && to.Dialect == whiteout.Overlay {
+		if takes, err = takesDevices(root); err == nil && !takes {
+			return errs.New(errs.Unsupported, "the file system of %s takes no whiteout devices, which dialect overlay needs: convert to xattr or aufs", path)
+		}
+	}
+	if err != nil {
+		return errs.New(errs.Of(err), "branch %s cannot be written: %w", path, err)
 	}
 	return nil
 }
 
 // takesXattr tries an attribute in ns on a file in the root of the branch.
 func takesXattr(root int, ns whiteout.Namespace) (takes bool, err error) {
-	err = withTemporary(root, unix.S_IFREG|0600, func() {
-		takes = sys.SetXattr(root, tmpName, string(ns)+opaqueAttr, []byte("n"), 0) == nil
+	err = withTemporary(root, unix.S_IFREG|0600, func() error {
+		err := sys.SetXattr(root, tmpName, string(ns)+opaqueAttr, []byte("n"), 0)
+		takes = err == nil
+		if lacks(err) {
+			return nil
+		}
+		return err
 	})
 	return takes, err
 }
 
-func takesDevices(root int) (takes bool) {
-	err := withTemporary(root, unix.S_IFCHR, func() {
+// takesDevices tries a whiteout device, and looks back at it.
+func takesDevices(root int) (takes bool, err error) {
+	err = withTemporary(root, unix.S_IFCHR, func() error {
 		st, err := sys.StatAt(root, tmpName, 0)
 		takes = err == nil && st.IsWhiteout()
+		return err
 	})
-	return takes && err == nil
+	if lacks(err) || err == unix.EINVAL {
+		return false, nil
+	}
+	return takes, err
 }
 
-func withTemporary(root int, mode uint32, fn func()) error {
+// withTemporary has fn look at a temporary file in the root of the branch.
+func withTemporary(root int, mode uint32, fn func() error) error {
 	return sys.KeepTimes(root, func() error {
 		_ = sys.Unlink(root, tmpName)
 		if err := sys.Mknod(root, tmpName, mode, 0); err != nil {
 			return err
 		}
-		fn()
-		return sys.Unlink(root, tmpName)
+		err := fn()
+		if uerr := sys.Unlink(root, tmpName); err == nil {
+			err = uerr
+		}
+		return err
 	})
 }

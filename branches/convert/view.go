@@ -99,12 +99,22 @@ func Read(fd int, root, beside bool) (*View, error) {
 	return v, v.readNames()
 }
 
+// lacks reports whether err says that there is no such attribute, or that this
+// user cannot have it. A mark that could not be read is not an absent one.
+func lacks(err error) bool {
+	return err == unix.ENODATA || err == unix.EOPNOTSUPP || err == unix.EPERM || err == unix.EACCES
+}
+
 func (v *View) readMarks() error {
 	v.attrs = map[string]string{}
 	for _, list := range [][]string{opaqueAttrs, redirectAttrs} {
 		for _, a := range list {
-			if value, err := sys.GetXattr(v.FD, "", a); err == nil {
+			value, err := sys.GetXattr(v.FD, "", a)
+			switch {
+			case err == nil:
 				v.attrs[a] = string(value)
+			case !lacks(err):
+				return err
 			}
 		}
 	}
@@ -190,8 +200,12 @@ func (v *View) readName(n *Name, st sys.Stat) error {
 	}
 	for _, ns := range namespaces {
 		attr := string(ns) + whiteoutAttr
-		if _, err := sys.GetXattrInto(v.FD, n.Name, attr, nil); err == nil {
+		_, err := sys.GetXattrInto(v.FD, n.Name, attr, nil)
+		switch {
+		case err == nil:
 			n.WhAttrs = append(n.WhAttrs, attr)
+		case !lacks(err):
+			return err
 		}
 	}
 	is, err := whiteout.IsFile(v.FD, n.Name, &st, v.xattrs)

@@ -93,7 +93,7 @@ func (u *Upper) openWork(workDir string) error {
 	case err == unix.EWOULDBLOCK:
 		u.Users = append(u.Users, "a writable mount, which has locked the work directory "+path)
 	case err != nil:
-		return errs.New(errs.Failed, "work directory %s cannot be locked: %w", workDir, err)
+		return errs.New(errs.Of(err), "work directory %s cannot be locked: %w", workDir, err)
 	}
 	if u.Tmp, err = below(u.lock, "work"); err == nil {
 		u.Keep, err = below(u.lock, "layerfs")

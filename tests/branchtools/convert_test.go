@@ -148,6 +148,46 @@ func TestConvertKilled(t *testing.T) {
 	}
 }
 
+// Each system call of a conversion fails in turn: what is shown stays, the user
+// is told, and the next run completes it. LAYERFS_TEST_FULL=1 takes every call.
+func TestConvertFails(t *testing.T) {
+	step := 9
+	if os.Getenv("LAYERFS_TEST_FULL") != "" {
+		step = 1
+	}
+	for i, from := range dialects {
+		to := dialects[(i+1)%len(dialects)]
+		t.Run(from+" to "+to, func(t *testing.T) {
+			t.Parallel()
+			s := newStage(t)
+			m := s.Mount(s.options(from))
+			everything(t, m.Point)
+			m.Unmount()
+			s.Sh("mkdir was; cp -a u w was")
+			seen, failed := s.seen(), 0
+			for n := 1 + i; ; n += step {
+				s.Sh("rm -rf u w; cp -a was/u was/w ./")
+				s.plan.Fails(n, unix.ENOSPC, false)
+				r := s.Layerfs("convert", "--to", to, "--workdir", s.P("w"), s.P("u"))
+				if s.plan.Disarm() < n {
+					break
+				}
+				at := fmt.Sprintf("call %d failed: %s: %s", n, s.plan.Op(n), r.Stderr)
+				require.Equal(t, seen, s.seen(), at)
+				if r.Code != 0 {
+					failed++
+					require.Contains(t, r.Stderr, "no space left", at)
+					require.Equal(t, 5, r.Code, at)
+					s.convert(to)
+				}
+				s.ok(s.checkArgs()...)
+				require.Equal(t, seen, s.seen(), at)
+			}
+			require.Greater(t, failed, 10, "hardly a system call is counted")
+		})
+	}
+}
+
 // killed runs the program on the upper as it was, and kills it before its n-th
 // system call that changes something; what the branch shows then must be seen.
 // It reports false when the program ended before.
