@@ -275,8 +275,11 @@ func (w *walk) redirected(rest, redirect string) {
 // absolute looks for the path w.want in every branch below index from,
 // component by component (ovl_lookup_layer).
 func (w *walk) absolute(from int) error {
-	for _, b := range w.stack.branches[from+1:] {
-		if err := w.component(b, w.want[1:]); err != nil || w.done {
+	for _, p := range w.stack.root.Parts() { // those below an opaque root are none
+		if p.Branch.Index <= from {
+			continue
+		}
+		if err := w.component(p.Branch, w.want[1:]); err != nil || w.done {
 			return err
 		}
 	}
@@ -335,6 +338,12 @@ func (w *walk) step(p *Part, fd int, name, rest string) (next int, err error) {
 		w.redirected(rest, m.Redirect)
 	case m.Opaque:
 		w.stop = true
+	default: // a directory beside its own whiteout is opaque
+		hides, err := p.hidesBeside(fd, name)
+		if err != nil {
+			return -1, err
+		}
+		w.stop = w.stop || hides
 	}
 	return sys.OpenDir(fd, name)
 }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/layerfs/layerfs/internal/errs"
+	"github.com/layerfs/layerfs/internal/records"
 	"github.com/layerfs/layerfs/internal/sys"
 	"github.com/layerfs/layerfs/whiteout"
 )
@@ -34,13 +35,6 @@ type Work struct {
 
 // lockWait is how long a mount waits for an ending daemon to let go.
 const lockWait = 2 * time.Second
-
-// liveMark is there from the mount until its clean end.
-const liveMark = "live"
-
-// volatileMark is left by a volatile mount until its clean end: after a crash
-// the upper may lack what was never synced (overlayfs's incompat/volatile).
-const volatileMark = "volatile"
 
 // openUpper makes b ready to be changed; b keeps its times.
 func (b *Branch) openUpper(cfg Config) error {
@@ -112,7 +106,7 @@ func (w *Work) open(dir string, upper *Branch) error {
 }
 
 func (w *Work) markLive() error {
-	err := sys.Mknod(w.Keep, liveMark, unix.S_IFREG|0600, 0)
+	err := sys.Mknod(w.Keep, records.LiveMark, unix.S_IFREG|0600, 0)
 	w.Unclean = err == unix.EEXIST
 	w.distrust.Store(w.Unclean)
 	if w.Unclean {
@@ -183,11 +177,11 @@ func (w *Work) lock(dir string) error {
 
 func (w *Work) markVolatile() error {
 	dir := w.dir
-	if _, err := sys.StatAt(w.Keep, volatileMark, 0); err == nil {
+	if _, err := sys.StatAt(w.Keep, records.VolatileMark, 0); err == nil {
 		return errs.New(errs.Corrupt, "the last volatile mount of %s did not end cleanly, its changes may be incomplete: start with a fresh upper, or remove %s to use it as it is",
-			dir, filepath.Join(dir, "layerfs", volatileMark))
+			dir, filepath.Join(dir, "layerfs", records.VolatileMark))
 	}
-	if err := sys.Mknod(w.Keep, volatileMark, unix.S_IFREG|0600, 0); err != nil {
+	if err := sys.Mknod(w.Keep, records.VolatileMark, unix.S_IFREG|0600, 0); err != nil {
 		return errs.New(errs.Failed, "work directory %s: %w", dir, err)
 	}
 	w.mark = true
@@ -260,10 +254,10 @@ func (w *Work) close() error {
 		}
 	}
 	if w.mark && err == nil {
-		err = sys.Unlink(w.Keep, volatileMark)
+		err = sys.Unlink(w.Keep, records.VolatileMark)
 	}
 	if w.Keep >= 0 && err == nil && !w.distrust.Load() {
-		if err = sys.Unlink(w.Keep, liveMark); err == unix.ENOENT {
+		if err = sys.Unlink(w.Keep, records.LiveMark); err == unix.ENOENT {
 			err = nil
 		}
 	}

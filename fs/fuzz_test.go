@@ -1,7 +1,6 @@
 package fs
 
 import (
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -25,36 +24,6 @@ func FuzzOverride(f *testing.F) {
 			}
 			if typ == unix.S_IFDIR && !st.IsDir() {
 				t.Fatalf("%q makes a directory %o", s, st.Mode)
-			}
-		}
-	})
-}
-
-func FuzzLinkRecord(f *testing.F) {
-	for _, s := range []string{"h00 1", "i12 =3", "h -1", "", "h00", "h00 =", "x 1", "h../x 1"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		r, ok := parseRecord(s)
-		if !ok {
-			return
-		}
-		if again, ok := parseRecord(r.String()); !ok || again != r {
-			t.Fatalf("%q becomes %q, which says something else", s, r)
-		}
-		if strings.ContainsAny(r.key, "/.\x00") {
-			t.Fatalf("%q: the key %q is no plain name", s, r.key)
-		}
-	})
-}
-
-func FuzzRenameNote(f *testing.F) {
-	f.Add(renameNote{1, 2, "a/b", "c"}.String())
-	f.Add("1 2\x00\x00")
-	f.Fuzz(func(t *testing.T, s string) {
-		if r, ok := parseRenameNote(s); ok {
-			if again, ok := parseRenameNote(r.String()); !ok || again != r {
-				t.Fatalf("%q becomes %q, which says something else", s, r)
 			}
 		}
 	})

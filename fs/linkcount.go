@@ -2,10 +2,9 @@ package fs
 
 import (
 	"fmt"
-	"strconv"
-	"strings"
 
 	"github.com/layerfs/layerfs/branches"
+	"github.com/layerfs/layerfs/internal/records"
 	"github.com/layerfs/layerfs/internal/sys"
 )
 
@@ -22,66 +21,32 @@ import (
 // the disk says; that is recorded in the index, as is what belongs to files
 // that take no attributes of this user. If the index is lost, they show too many.
 
-// linkRecord is what is recorded of the links of a file in the upper.
-type linkRecord struct {
-	key string
-	n   int32
-	// absolute: n links are shown, else n more than are on disk.
-	absolute bool
-}
-
-func (r linkRecord) String() string {
-	if r.absolute {
-		return fmt.Sprintf("%s =%d", r.key, r.n)
-	}
-	return fmt.Sprintf("%s %d", r.key, r.n)
-}
-
-// maxKey is the length of the longest key: a letter and 100 bytes in hex.
-const maxKey = 201
-
-// parseRecord reads a record; one that makes no sense is none.
-func parseRecord(text string) (r linkRecord, ok bool) {
-	key, number, ok := strings.Cut(text, " ")
-	if !ok || len(key) < 2 || len(key) > maxKey || key[0] != 'h' && key[0] != 'i' || strings.Trim(key[1:], "0123456789abcdef") != "" {
-		return r, false
-	}
-	r.key = key
-	number, r.absolute = strings.CutPrefix(number, "=")
-	n, err := strconv.ParseInt(number, 10, 32)
-	r.n = int32(n)
-	return r, err == nil
-}
-
 // record reads the link record that the file at carries.
-func (l *linkIndex) record(at location) (linkRecord, bool) {
-	v, err := sys.GetXattr(at.fd, at.name, l.ns()+linkAttr)
+func (l *linkIndex) record(at location) (records.Link, bool) {
+	v, err := sys.GetXattr(at.fd, at.name, l.ns()+records.LinkAttr)
 	if err != nil {
-		return linkRecord{}, false
+		return records.Link{}, false
 	}
-	return parseRecord(string(v))
+	return records.ParseLink(string(v))
 }
-
-// recordName is where the index has the record of a file that takes no attributes.
-func recordName(key string) string { return "r" + key }
 
 // recordOf reads the record of the file at, whose key is key, from where it is.
-func (l *linkIndex) recordOf(key string, at location) (linkRecord, bool) {
+func (l *linkIndex) recordOf(key string, at location) (records.Link, bool) {
 	r, ok := l.record(at)
 	if !ok {
-		if text, err := sys.Readlink(l.fd, recordName(key)); err == nil {
-			r, ok = parseRecord(string(text))
+		if text, err := sys.Readlink(l.fd, records.NoteName(key)); err == nil {
+			r, ok = records.ParseLink(string(text))
 		}
 	}
-	return r, ok && r.key == key
+	return r, ok && r.Key == key
 }
 
 // saveRecord writes the record of the file at, which is of type typ.
-func (l *linkIndex) saveRecord(at location, typ uint32, r linkRecord) error {
+func (l *linkIndex) saveRecord(at location, typ uint32, r records.Link) error {
 	if takesOrigin(l.branch, typ) {
-		return sys.SetXattr(at.fd, at.name, l.ns()+linkAttr, []byte(r.String()), 0)
+		return sys.SetXattr(at.fd, at.name, l.ns()+records.LinkAttr, []byte(r.String()), 0)
 	}
-	return l.putNote(recordName(r.key), r.String())
+	return l.putNote(records.NoteName(r.Key), r.String())
 }
 
 // putNote makes text the note called name in the index, in one step.
@@ -108,10 +73,10 @@ func (f *FS) recallLink(at location, n *node) {
 	if !ok {
 		return
 	}
-	if _, err := sys.StatAt(links.fd, r.key, 0); err != nil {
+	if _, err := sys.StatAt(links.fd, r.Key, 0); err != nil {
 		return
 	}
-	f.recallCount(n, r.key, at, 0)
+	f.recallCount(n, r.Key, at, 0)
 }
 
 // recallCount gives the new node n, whose file at is in the index under key,
@@ -119,14 +84,14 @@ func (f *FS) recallLink(at location, n *node) {
 func (f *FS) recallCount(n *node, key string, at location, lower int32) {
 	r, ok := f.index(n).recordOf(key, at)
 	if !ok {
-		r = linkRecord{key, lower, true}
+		r = records.Link{Key: key, N: lower, Absolute: true}
 	}
-	n.link, n.adj = key, r.n
-	if !r.absolute {
+	n.link, n.adj = key, r.N
+	if !r.Absolute {
 		return
 	}
 	if st, err := sys.StatAt(at.fd, at.name, 0); err == nil {
-		n.adj = r.n - int32(st.Nlink)
+		n.adj = r.N - int32(st.Nlink)
 	}
 	f.thawLinkLocked(n) // nobody else knows n yet
 }
@@ -143,7 +108,7 @@ func (f *FS) freezeLinkLocked(n *node) error {
 		return err
 	}
 	n.frozen = true
-	return links.saveRecord(location{links.fd, n.link, noRelease}, n.typ, linkRecord{n.link, int32(st.Nlink) + n.adj, true})
+	return links.saveRecord(location{links.fd, n.link, noRelease}, n.typ, records.Link{Key: n.link, N: int32(st.Nlink) + n.adj, Absolute: true})
 }
 
 // thawLinkLocked records how many links n shows beyond those on disk. If that
@@ -154,7 +119,7 @@ func (f *FS) thawLinkLocked(n *node) error {
 		return nil
 	}
 	links := f.index(n)
-	err := links.saveRecord(location{links.fd, n.link, noRelease}, n.typ, linkRecord{n.link, n.adj, false})
+	err := links.saveRecord(location{links.fd, n.link, noRelease}, n.typ, records.Link{Key: n.link, N: n.adj, Absolute: false})
 	n.frozen = err != nil
 	return err
 }

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/layerfs/layerfs/branches"
+	"github.com/layerfs/layerfs/internal/records"
 	"github.com/layerfs/layerfs/internal/sys"
 	"github.com/layerfs/layerfs/whiteout"
 )
@@ -29,21 +30,19 @@ type linkIndex struct {
 	branch *branches.Branch // the upper that it belongs to. Immutable.
 	fd     int              // O_PATH descriptor. Immutable.
 	some   atomic.Bool      // the index may have entries
-	marked atomic.Bool      // the upper carries linksAttr
+	marked atomic.Bool      // the upper carries records.LinksAttr
 }
-
-const linksAttr = "layerfs.links" // on the root of an upper: some files have link records
 
 func openLinks(b *branches.Branch) (*linkIndex, error) {
 	l := &linkIndex{branch: b}
-	_, err := sys.GetXattrInto(b.Root, "", l.ns()+linksAttr, nil)
+	_, err := sys.GetXattrInto(b.Root, "", l.ns()+records.LinksAttr, nil)
 	l.marked.Store(err == nil)
-	err = sys.Mkdir(b.Work.Keep, "links", 0700)
+	err = sys.Mkdir(b.Work.Keep, records.LinksDir, 0700)
 	lost := err == nil && l.marked.Load()
 	if err != nil && err != unix.EEXIST {
 		return nil, fmt.Errorf("making the link index: %w", err)
 	}
-	if l.fd, err = sys.OpenDir(b.Work.Keep, "links"); err != nil {
+	if l.fd, err = sys.OpenDir(b.Work.Keep, records.LinksDir); err != nil {
 		return nil, fmt.Errorf("opening the link index: %w", err)
 	}
 	if lost {
@@ -89,7 +88,7 @@ func (l *linkIndex) rebuild(dirfd int, name string) error {
 			err = l.rebuild(fd, e.Name)
 		case e.Type != unix.DT_CHR:
 			if r, ok := l.record(location{fd, e.Name, noRelease}); ok {
-				err = sys.Link(fd, e.Name, l.fd, r.key)
+				err = sys.Link(fd, e.Name, l.fd, r.Key)
 			}
 		}
 		if err != nil && err != unix.EEXIST {
@@ -105,7 +104,7 @@ func (l *linkIndex) mark() error {
 	if l.marked.Load() {
 		return nil
 	}
-	err := sys.SetXattr(l.branch.Root, "", l.ns()+linksAttr, []byte("y"), 0)
+	err := sys.SetXattr(l.branch.Root, "", l.ns()+records.LinksAttr, []byte("y"), 0)
 	l.marked.Store(err == nil)
 	return err
 }
@@ -197,7 +196,7 @@ func (l *linkIndex) indexCopy(n *node, low location, tmp string, st *sys.Stat) (
 	err = l.mark()
 	if err == nil {
 		// Before the index can lead to it: a copy-up changes no number of links.
-		err = l.saveRecord(at, n.typ, linkRecord{in.key, in.links, true})
+		err = l.saveRecord(at, n.typ, records.Link{Key: in.key, N: in.links, Absolute: true})
 	}
 	if err == nil {
 		_ = sys.Unlink(l.fd, in.key)
@@ -217,7 +216,7 @@ func (l *linkIndex) indexCopy(n *node, low location, tmp string, st *sys.Stat) (
 func (l *linkIndex) unindexCopy(in *indexed) {
 	if in != nil {
 		_ = sys.Unlink(l.fd, in.key)
-		_ = sys.Unlink(l.fd, recordName(in.key))
+		_ = sys.Unlink(l.fd, records.NoteName(in.key))
 	}
 }
 
@@ -266,7 +265,7 @@ func (f *FS) dropIndexLocked(n *node) {
 func (l *linkIndex) remove(key string) {
 	_ = sys.Unlink(l.branch.Root, whiteout.LinkDir+"/"+key)
 	_ = sys.Unlink(l.fd, key)
-	_ = sys.Unlink(l.fd, recordName(key))
+	_ = sys.Unlink(l.fd, records.NoteName(key))
 }
 
 // keepOrphanLocked keeps the file of n in the upper though its last name

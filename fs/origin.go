@@ -7,14 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/layerfs/layerfs/branches"
+	"github.com/layerfs/layerfs/internal/records"
 	"github.com/layerfs/layerfs/internal/sys"
 	"github.com/layerfs/layerfs/whiteout"
-)
-
-// Where a file in the upper remembers what it was copied from.
-const (
-	originAttr = "layerfs.origin" // 8 bytes, big endian: the inode number shown
-	linkAttr   = "layerfs.link"   // key in the link index, and the adjustment
 )
 
 // Inodes that take no attributes of this user (symbolic links, pipes) keep
@@ -81,7 +76,7 @@ func (l *linkIndex) setOriginLink(tmp string, ino uint64, key string) error {
 // origin reads the inode number that the file at, in b, has inherited.
 func origin(b *branches.Branch, at location) (uint64, bool) {
 	var buf [8]byte
-	got, err := sys.GetXattrInto(at.fd, at.name, string(b.Format.NS)+originAttr, buf[:])
+	got, err := sys.GetXattrInto(at.fd, at.name, string(b.Format.NS)+records.OriginAttr, buf[:])
 	if err != nil || got != len(buf) {
 		return 0, false
 	}
@@ -95,7 +90,7 @@ func (l *linkIndex) setOrigin(tmp string, typ uint32, ino uint64) error {
 	if takesOrigin(l.branch, typ) {
 		var buf [8]byte
 		binary.BigEndian.PutUint64(buf[:], ino)
-		return unlessUnable(sys.SetXattr(dirfd, tmp, l.ns()+originAttr, buf[:], 0))
+		return unlessUnable(sys.SetXattr(dirfd, tmp, l.ns()+records.OriginAttr, buf[:], 0))
 	}
 	st, err := sys.StatAt(dirfd, tmp, 0)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/layerfs/layerfs/branches"
+	"github.com/layerfs/layerfs/internal/records"
 	"github.com/layerfs/layerfs/internal/sys"
 )
 
@@ -59,13 +60,13 @@ func (l *linkIndex) mendCopy(key string) error {
 	if err != nil {
 		return err
 	}
-	if r.absolute {
-		r.n, r.absolute = r.n-int32(st.Nlink), false
+	if r.Absolute {
+		r.N, r.Absolute = r.N-int32(st.Nlink), false
 		if err := l.saveRecord(at, st.Type(), r); err != nil {
 			return err
 		}
 	}
-	if int64(st.Nlink)+int64(r.n) <= 0 {
+	if int64(st.Nlink)+int64(r.N) <= 0 {
 		l.remove(key)
 	}
 	return nil
@@ -128,34 +129,12 @@ func (f *FS) covered(path, key string) (bool, error) {
 
 // A rename that takes two steps on disk is noted before the first, so that
 // one which was interrupted between them can be completed.
-type renameNote struct {
-	// The inode numbers in the upper of what is at the two names between the
-	// steps; then what is at from is to be replaced by a whiteout.
-	fromIno, toIno uint64
-	from, to       string // paths in the upper
-}
-
-const renameNotePrefix = "rename"
-
-func (r renameNote) String() string {
-	return fmt.Sprintf("%d %d\x00%s\x00%s", r.fromIno, r.toIno, r.from, r.to)
-}
-
-func parseRenameNote(text string) (r renameNote, ok bool) {
-	part := strings.Split(text, "\x00")
-	if len(part) != 3 {
-		return r, false
-	}
-	_, err := fmt.Sscanf(part[0], "%d %d", &r.fromIno, &r.toIno)
-	r.from, r.to = part[1], part[2]
-	return r, err == nil
-}
 
 // noteRename notes a rename that will have the inodes fromIno and toIno at its
 // two names until a whiteout replaces the first. done must be called in the end.
 func noteRename(work *branches.Work, from, to *side, fromIno, toIno uint64) (done func(), err error) {
 	path := func(s *side) string { return strings.TrimLeft(s.parent.dir.tree.Path()+"/"+s.name, "/") }
-	note := renameNote{fromIno, toIno, path(from), path(to)}
+	note := records.Rename{FromIno: fromIno, ToIno: toIno, From: path(from), To: path(to)}
 	tmp := work.Name()
 	fd, err := sys.OpenIn(work.Tmp, tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0600)
 	if err != nil {
@@ -163,7 +142,7 @@ func noteRename(work *branches.Work, from, to *side, fromIno, toIno uint64) (don
 	}
 	err = sys.PWriteAll(fd, []byte(note.String()), 0)
 	sys.Close(fd)
-	name := renameNotePrefix + tmp
+	name := records.RenamePrefix + tmp
 	if err == nil {
 		err = sys.Rename(work.Tmp, tmp, work.Keep, name, 0)
 	}
@@ -184,7 +163,7 @@ func finishRenames(b *branches.Branch) error {
 		return err
 	}
 	for _, e := range entries {
-		if !strings.HasPrefix(e.Name, renameNotePrefix) {
+		if !strings.HasPrefix(e.Name, records.RenamePrefix) {
 			continue
 		}
 		if err := finishRename(b, e.Name); err != nil {
@@ -210,24 +189,24 @@ func finishRename(b *branches.Branch, name string) error {
 	if err != nil {
 		return err
 	}
-	note, ok := parseRenameNote(string(buf[:n]))
+	note, ok := records.ParseRename(string(buf[:n]))
 	if !ok {
 		return nil
 	}
-	to, st, err := inBranch(b, note.to)
+	to, st, err := inBranch(b, note.To)
 	if err != nil {
 		return nil
 	}
 	to.release()
-	if st.Ino != note.toIno {
+	if st.Ino != note.ToIno {
 		return nil
 	}
-	from, st, err := inBranch(b, note.from)
+	from, st, err := inBranch(b, note.From)
 	if err != nil {
 		return nil
 	}
 	defer from.release()
-	if st.Ino != note.fromIno {
+	if st.Ino != note.FromIno {
 		return nil
 	}
 	return replaceByWhiteout(b, from, st.IsDir())

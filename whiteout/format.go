@@ -48,9 +48,16 @@ func (f Format) String() string {
 	return f.Dialect.String() + " " + strings.TrimSuffix(string(f.NS), ".")
 }
 
+// Converting is what the dialect of a format record begins with while an upper
+// is being converted. Part of the on-disk format.
+const Converting = "converting-to-"
+
 // ParseFormat is the inverse of String.
 func ParseFormat(s string) (Format, error) {
 	name, ns, _ := strings.Cut(s, " ")
+	if to, ok := strings.CutPrefix(name, Converting); ok {
+		return Format{}, fmt.Errorf("a conversion was interrupted (%q): complete it with `layerfs convert --to %s`", s, to)
+	}
 	d, err := ParseDialect(name)
 	if err != nil {
 		return Format{}, err

@@ -22,7 +22,7 @@ func FuzzCleanRedirect(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		r := cleanRedirect(s)
+		r := CleanRedirect(s)
 		if r == "" {
 			return
 		}

@@ -58,7 +58,7 @@ func (m *Marks) readAttr(dirfd int, name, attr string) error {
 		if err != nil {
 			return err
 		}
-		m.Redirect = cleanRedirect(string(v))
+		m.Redirect = CleanRedirect(string(v))
 	}
 	return nil
 }
@@ -95,15 +95,15 @@ func (m *Marks) readOpaqueFile(dirfd int, name string) error {
 	if err != nil {
 		return err
 	}
-	m.Redirect = cleanRedirect(string(buf[:n]))
+	m.Redirect = CleanRedirect(string(buf[:n]))
 	m.Opaque = m.Redirect == ""
 	return nil
 }
 
-// cleanRedirect returns a redirect if it is one of the two forms that
+// CleanRedirect returns a redirect if it is one of the two forms that
 // overlayfs's ovl_check_redirect accepts, else "". A path that climbs out of
 // the branch is none.
-func cleanRedirect(r string) string {
+func CleanRedirect(r string) string {
 	if strings.HasPrefix(r, "/") {
 		if r != path.Clean(r) || r == "/" || strings.ContainsRune(r, 0) {
 			return ""

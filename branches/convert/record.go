@@ -12,9 +12,6 @@ import (
 	"github.com/layerfs/layerfs/whiteout"
 )
 
-// underWay is what the record of a branch starts with while it is converted.
-// Part of the on-disk format.
-const underWay = "converting-to-"
 
 // Record is a format record and where it lies.
 type Record struct {
@@ -69,7 +66,7 @@ func ReadRecord(root int) (r Recorded, err error) {
 	if err != nil || len(list) == 0 {
 		return r, err
 	}
-	text, converting := strings.CutPrefix(list[0].Text, underWay)
+	text, converting := strings.CutPrefix(list[0].Text, whiteout.Converting)
 	r.UnderWay = converting
 	r.Format, err = whiteout.ParseFormat(text)
 	r.Known = err == nil
@@ -83,7 +80,7 @@ func begin(root int, to whiteout.Format) error {
 	if err != nil {
 		return err
 	}
-	text := underWay + to.String()
+	text := whiteout.Converting + to.String()
 	if len(list) > 0 {
 		return putRecord(root, Record{list[0].NS, text})
 	}

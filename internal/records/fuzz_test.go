@@ -1,6 +1,9 @@
 package records
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 // A record that is understood is written as it was understood.
 func FuzzLink(f *testing.F) {
@@ -14,6 +17,9 @@ func FuzzLink(f *testing.F) {
 		}
 		if again, ok := ParseLink(r.String()); !ok || again != r {
 			t.Errorf("%q is read as %v, and what that is written as as %v", text, r, again)
+		}
+		if strings.ContainsAny(r.Key, "/.\x00") {
+			t.Errorf("%q names the file %q", text, r.Key)
 		}
 	})
 }

@@ -23,7 +23,7 @@ const (
 const (
 	LinksDir     = "links"    // the link index
 	LiveMark     = "live"     // from the mount until its clean end
-	VolatileMark = "volatile" // from a volatile mount until its clean end
+	VolatileMark = "volatile" // from a volatile mount until its clean end: after a crash what was never synced may be missing
 	RenamePrefix = "rename"   // Renames that take two steps
 )
 
