@@ -12,7 +12,6 @@ import (
 	"github.com/layerfs/layerfs/whiteout"
 )
 
-
 // Record is a format record and where it lies.
 type Record struct {
 	NS   whiteout.Namespace // of the attribute, "" for the file .wh..wh.layerfs
