@@ -13,6 +13,10 @@ import (
 	"github.com/layerfs/layerfs/tests/harness"
 )
 
+// several stands, among the dialects, for a union in which the upper of the two
+// lowers is writable as well: aufs is what both are written in.
+const several = "several"
+
 // stage is one small union with a plan.
 type stage struct {
 	*harness.Env
@@ -23,6 +27,9 @@ type stage struct {
 func newStage(t *testing.T, dialect string) *stage {
 	t.Helper()
 	e := harness.New(t)
+	if dialect == several {
+		return &stage{e, newPlan(t, e), "br=" + e.P("u") + "=rw:" + e.P("l") + "=rw:" + e.P("l2") + "=ro"}
+	}
 	return &stage{e, newPlan(t, e), "lowerdir=" + e.P("l") + ":" + e.P("l2") + ",upperdir=" + e.P("u") + ",workdir=" + e.P("w") + ",whiteout=" + dialect}
 }
 
@@ -91,7 +98,7 @@ func TestKilled(t *testing.T) {
 	if os.Getenv("LAYERFS_TEST_FULL") != "" {
 		step = 1
 	}
-	for d, dialect := range []string{"overlay", "aufs", "xattr"} {
+	for d, dialect := range []string{"overlay", "aufs", "xattr", several} {
 		for i, c := range changes {
 			t.Run(dialect+"/"+c.name, func(t *testing.T) {
 				t.Parallel()
