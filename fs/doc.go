@@ -5,12 +5,12 @@
 // A node is one inode of the merged tree, known to the kernel by a node id
 // that is never reused. All names of an inode are one node, so that size,
 // link count and cached pages are one. A node's file lies in a lower branch
-// until the first change, which copies it up; from then on all its handles,
+// until the first change, which copies it up to a writable branch, its home; from then on all its handles,
 // also those opened before, use the copy. Nodes live as long as the kernel
 // remembers them, or something in them.
 //
 // Identity: an inode of a branch is known by one number, made of the branch's
-// position from the bottom and the inode number there (FS.identity). It is
+// number and the inode number there (FS.identity). It is
 // what stat shows. A merged directory has the identity of its topmost lower
 // part, a copied-up file keeps the number of the file that it was copied from.
 //
@@ -30,16 +30,38 @@
 // makes it visible, and is undone; what comes behind that call may fail without
 // harm, or is tried again.
 //
+// # Several writable branches
+//
+// Each change is made in one of them, as if that were the only upper: its
+// whiteouts, its work directory, its link index. Which one is settled before the
+// directories are locked, because parents may have to be made there, and looked at
+// again after: an answer that has changed means to begin anew (put, remove,
+// rename). A file leaves its home only for a branch above, when it gets a name
+// that something there would hide; who writes its data then holds node.copyMu
+// for reading.
+//
+// # Changes of the branches
+//
+// Every request is inside the gate. A change of the branches (live.go) shuts it,
+// has all directories looked up again that the changed branches concern, gives up
+// nodes whose names lead elsewhere now, opens the gate and then tells the kernel
+// which names, listings and pages are out of date. Between those two moments the
+// kernel may ask for a node that was given up: ESTALE has it look the path up
+// again. No path is resolved meanwhile that could lead through the mount itself.
+//
 // # What the kernel may cache
 //
 // Lowers do not change while mounted, and the upper changes through the mount
 // only: entries, attributes, absence, pages and directories are kept without
-// end (unless timeout=0). The daemon never changes a file's pages behind the
+// end (unless timeout=0, or others may change the branches: Options.Outside, and
+// watch.go for those who want to be told). The daemon never changes a file's pages behind the
 // kernel, since a copy-up changes no byte; what it does change by itself (set-user-id
 // bits that a write clears) it announces before it answers.
 //
 // # Lock order, outermost first
 //
+//	FS.changeMu                 changes of the branches
+//	the gate                    shut by them, entered by requests
 //	FS.renameMu                 renames from one directory to another
 //	  node.copyMu               the whole copy-up of a node; descendant before ancestor
 //	    dirHandle.mu            one open directory
