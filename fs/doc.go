@@ -5,14 +5,15 @@
 // A node is one inode of the merged tree, known to the kernel by a node id
 // that is never reused. All names of an inode are one node, so that size,
 // link count and cached pages are one. A node's file lies in a lower branch
-// until the first change, which copies it up to a writable branch, its home; from then on all its handles,
-// also those opened before, use the copy. Nodes live as long as the kernel
-// remembers them, or something in them.
+// until the first change, which copies it up to a writable branch, its home; from
+// then on all its handles, also those opened before, use the copy. Nodes live as
+// long as the kernel remembers them, or something in them.
 //
 // Identity: an inode of a branch is known by one number, made of the branch's
-// number and the inode number there (FS.identity). It is
-// what stat shows. A merged directory has the identity of its topmost lower
-// part, a copied-up file keeps the number of the file that it was copied from.
+// number and the inode number there (FS.identity). It is what stat shows. A
+// merged directory has the identity of its topmost lower part
+// (branches.Resolution.Origin), a copied-up file keeps the number of the file
+// that it was copied from.
 //
 // # Order on disk
 //

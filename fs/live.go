@@ -314,15 +314,20 @@ func (r *refresh) stay(c, dir *node, name string, res *branches.Resolution) {
 }
 
 // loseName takes the name p, which leads elsewhere now, from the file c. Who has
-// it open notices nothing: that it was in a removed branch was ruled out.
+// it open notices nothing: that it was in a removed branch was ruled out. One that
+// may still be copied up keeps the name, which says where the copy belongs, though
+// something in a branch above hides it there.
 func (r *refresh) loseName(c *node, p place) {
+	r.out.names = append(r.out.names, p)
+	if c.writes > 0 && c.home == nil {
+		return
+	}
 	if c.opens > 0 {
 		if err := r.f.pinLocked(c); err != nil {
 			r.fail(p.name, err)
 		}
 	}
 	r.f.removePlaceLocked(c, p.dir, p.name)
-	r.out.names = append(r.out.names, p)
 	if b := r.f.branchOfLocked(c); len(c.names) == 0 && slices.Contains(r.plan.Removed, b) {
 		r.f.forgetKeys(c)
 		c.home, c.low = nil, lowFile{}

@@ -190,6 +190,80 @@ func TestModes(t *testing.T) {
 	require.Equal(t, "again", read(x.P("u/only-b/f")))
 }
 
+// "the process still refers the file on the lower(hidden) branch after adding
+// the branch" (aufs(5), add): what is written to it is not lost.
+func TestHiddenWhileOpen(t *testing.T) {
+	x := newLive(t, "u=rw:b=ro")
+	var open []*os.File
+	for _, name := range []string{"f", "d/f", "only-b/f"} {
+		f, err := os.OpenFile(x.P("m", name), os.O_RDWR|os.O_APPEND, 0)
+		require.NoError(t, err)
+		defer f.Close()
+		open = append(open, f)
+	}
+	_, err := open[1].WriteString("copied up before\n")
+	require.NoError(t, err)
+	x.change("prepend:a=ro")
+	require.Equal(t, "a", read(x.P("m/f")))
+	for i, want := range []string{"b\nmore", "b\ncopied up before\nmore", "b\nmore"} {
+		_, err := open[i].WriteString("more\n")
+		require.NoError(t, err)
+		data := make([]byte, 100)
+		n, _ := open[i].ReadAt(data, 0)
+		require.Equal(t, want+"\n", string(data[:n]))
+	}
+	require.Equal(t, "b\nmore", read(x.P("u/f")))
+	require.Equal(t, "b\ncopied up before\nmore", read(x.P("u/d/f")))
+	require.Equal(t, "b\nmore", read(x.P("m/only-b/f")))
+	require.Equal(t, "a", read(x.P("m/d/f")))
+	x.change("del:a")
+	require.Equal(t, "b\nmore", read(x.P("m/f")))
+	require.Equal(t, "b\ncopied up before\nmore", read(x.P("m/d/f")))
+}
+
+// The control channel is not in the merged tree: whoever sees nothing but that
+// cannot change the branches, though he be root and the host's socket lie in a lower.
+func TestInsideNobodyChangesBranches(t *testing.T) {
+	if !harness.Root() {
+		t.Skip("needs chroot")
+	}
+	e := harness.New(t)
+	e.Sh("mkdir -p l/run/layerfs l/tmp more")
+	e.Sh("cp " + harness.Bin() + " l/layerfs")
+	e.Mount("lowerdir=" + e.P("l") + ":/,upperdir=" + e.P("u") + ",workdir=" + e.P("w"))
+	sockets := e.Sh("ls /run/layerfs")
+	require.NotEmpty(t, sockets)
+	for _, s := range strings.Fields(sockets) { // as they are seen through the mount
+		r := e.Cmd(nil, "python3", "-c", "import socket,sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])", e.P("m/run/layerfs", s))
+		require.NotZero(t, r.Code)
+		require.Contains(t, r.Stderr, "refused")
+	}
+	r := e.Cmd(nil, "chroot", e.P("m"), "/layerfs", "remount", "-o", "append:/tmp=ro", "/")
+	require.NotZero(t, r.Code, r.Stdout)
+	require.NotContains(t, e.Layerfs("branches", e.P("m")).Stdout, "/tmp=ro")
+}
+
+// "At least 500 branches": mounted, listed, looked up, changed.
+func TestManyBranches(t *testing.T) {
+	e := harness.New(t)
+	e.Sh("for i in $(seq 500); do mkdir -p n/$i/d; echo $i >n/$i/f$i; echo $i >n/$i/d/same; done; mkdir one")
+	br := "br=u=rw"
+	for i := range 500 {
+		br += fmt.Sprintf(":n/%d=ro", i+1)
+	}
+	e.Mount(br)
+	list, err := os.ReadDir(e.P("m"))
+	require.NoError(t, err)
+	require.Len(t, list, 501)
+	require.Equal(t, "500", read(e.P("m/f500")))
+	require.Equal(t, "1", read(e.P("m/d/same")))
+	x := &live{e}
+	x.change("del:n/1", "add:250:one=ro")
+	require.Equal(t, "2", read(e.P("m/d/same")))
+	require.NoError(t, os.WriteFile(e.P("m/f500"), []byte("up"), 0644))
+	require.Equal(t, "up", read(e.P("u/f500")))
+}
+
 // mount(8) reaches the same by its own syntax.
 func TestHelperRemounts(t *testing.T) {
 	x := newLive(t, "u=rw:b=ro")
