@@ -25,7 +25,10 @@ var compareEvery = setting("LAYERFS_TEST_COMPARE", usualCompare)
 
 const usualCompare = 250
 
-const remountEvery = 1500 // operations
+const (
+	remountEvery = 1500 // operations
+	alterEvery   = 60
+)
 
 // history is one random history.
 type history struct {
@@ -112,6 +115,9 @@ func (h *history) run(n int) {
 			}
 		}
 		h.step()
+		if h.self.alter != nil && i%alterEvery == alterEvery-1 {
+			h.log = append(h.log, h.self.alter())
+		}
 		if h.ref != nil && i%remountEvery == remountEvery-1 {
 			for _, s := range []*side{h.self, h.ref} {
 				s.closeAll()

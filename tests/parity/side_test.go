@@ -22,6 +22,7 @@ type side struct {
 	fds   [slots]int // -1: closed
 	renew func()     // unmounts and mounts again
 	end   func()
+	alter func() string // changes the branches, and says how; nil for a side where none can
 }
 
 func newSide(root string, renew, end func()) *side {
@@ -79,18 +80,55 @@ func dialectSide(e *harness.Env, name string, lowers []string, dialect string) (
 }
 
 // severalSide mounts layerfs with some of the lowers writable, and any policy.
+// While the history goes on branches get another mode, and empty ones come and go.
 func severalSide(g *source) mounter {
 	return func(e *harness.Env, name string, lowers []string) (*side, string) {
 		upper, _, point := dirs(e, name)
 		opts := "suid,dev,br=" + upper + "=rw"
+		modes := map[string]string{}
 		for _, l := range lowers {
-			opts += ":" + l + "=" + pick(g, "rw", "rw", "ro+wh")
+			modes[l] = pick(g, "rw", "rw", "ro+wh")
+			opts += ":" + l + "=" + modes[l]
 		}
 		opts += ",create=" + pick(g, "tdp", "rr", "mfs:0", "mfsrr:1", "pmfs", "pmfsrr:1000000000000", "tdmfs:1")
 		opts += ",cpup=" + pick(g, "tdp", "bup", "bu")
 		e.T.Log(opts)
 		m := e.MountOn(point, opts)
-		return newSide(point, func() { m = m.Remount(opts) }, func() { m.Unmount() }), upper
+		s := newSide(point, nil, func() { m.Unmount() })
+		empty := ""
+		change := func(what string) bool {
+			r := e.Layerfs("remount", "-o", what, point)
+			require.Contains(e.T, []int{0, 4}, r.Code, "%s: %s", what, r.Stderr) // 4: in use
+			return r.Code == 0
+		}
+		s.alter = func() string {
+			l := pick(g, lowers...)
+			to := map[string]string{"rw": "ro+wh", "ro+wh": "rw"}[modes[l]]
+			switch what := "mod:" + l + "=" + to; {
+			case g.IntN(2) == 0 && change(what):
+				modes[l] = to
+				return what
+			case empty != "":
+				what = "del:" + empty
+				if change(what) {
+					empty = ""
+				}
+				return what
+			}
+			empty = e.P(fmt.Sprint("empty", g.IntN(1000000)))
+			require.NoError(e.T, os.Mkdir(empty, 0777))
+			what := fmt.Sprintf("add:%d:%s=ro", 1+g.IntN(len(lowers)+1), empty) // on top it would be the root that is seen
+			require.True(e.T, change(what))
+			return what
+		}
+		s.renew = func() {
+			m = m.Remount(opts)
+			empty = ""
+			for _, l := range lowers {
+				require.True(e.T, change("mod:"+l+"="+modes[l]))
+			}
+		}
+		return s, upper
 	}
 }
 
