@@ -1,151 +1,362 @@
 package branches
 
 import (
-	"sort"
+	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/layerfs/layerfs/internal/sys"
+	"github.com/layerfs/layerfs/internal/errs"
+	"github.com/layerfs/layerfs/whiteout"
 )
 
-// Changes tells what the directory upper changes in the stack of lowers, top
-// first: emit gets 'A' (added), 'C' (changed) or 'D' (deleted) and a path that
-// starts with "/", parents before children and names in order, as `docker
-// diff` has it. Only directories that are in the upper are read.
-func Changes(upper string, lowers []string, emit func(kind byte, path string) error) error {
-	specs := []Spec{{Path: upper, Mode: RO}}
-	for _, l := range lowers {
-		specs = append(specs, Spec{Path: l, Mode: RO})
-	}
-	full, err := Open(Config{Branches: specs, ReadOnly: true})
-	if err != nil {
-		return err
-	}
-	defer full.Close()
-	c := changes{full: full, top: full.branches[0], emit: emit}
-	if len(lowers) == 0 {
-		return c.dir(full.root, nil, "")
-	}
-	if c.low, err = Open(Config{Branches: specs[1:], ReadOnly: true}); err != nil {
-		return err
-	}
-	defer c.low.Close()
-	return c.dir(full.root, c.low.root, "")
+// Comparison tells what some branches change in the union of those below
+// them: what a comparison of the two merged trees, name by name, would tell.
+// Only directories that are in an upper are read, unless files with several
+// names make it necessary (links.go).
+type Comparison struct {
+	Uppers []string // top first
+	// Lowers may be left out; then what the uppers record as deleted is taken
+	// at its word.
+	Lowers       []string
+	DeletedFirst bool // in each directory; else names are in order
 }
 
-type changes struct {
-	full, low *Stack
-	top       *Branch // the upper, in full
-	emit      func(byte, string) error
+// Kinds of changes, as `docker diff` has them.
+const (
+	Added   = 'A'
+	Changed = 'C'
+	Deleted = 'D'
+)
+
+// Change is one difference. An entry that is the same in everything (type,
+// mode, owner, time, extended attributes, content, names) is none, except for
+// a directory in which something changes.
+type Change struct {
+	Kind   byte
+	Path   string  // in the merged tree, whose root is "/"
+	Object *Object // nil when it is deleted
+	Link   string  // an earlier path of the same file; "" for none
+	// Emptied: a directory that the lowers have too, and all that they have in it is gone.
+	Emptied bool
 }
 
-// dir compares one directory; low is nil where the lowers have none.
-func (c *changes) dir(d, low *Dir, path string) error {
-	was, err := c.names(c.low, low)
-	if err != nil {
+// Run calls emit for every change, parents before what is in them.
+func (cmp Comparison) Run(emit func(*Change) error) error {
+	c := comparison{uppers: len(cmp.Uppers), deletedFirst: cmp.DeletedFirst}
+	var err error
+	if c.full, err = openAll(slices.Concat(cmp.Uppers, cmp.Lowers)); err != nil {
 		return err
 	}
-	is, err := c.names(c.full, d)
-	if err != nil {
+	defer c.full.Close()
+	if len(cmp.Lowers) > 0 {
+		if c.low, err = openAll(cmp.Lowers); err != nil {
+			return err
+		}
+		defer c.low.Close()
+	}
+	if err := c.findLinks(); err != nil {
 		return err
 	}
-	all := make([]string, 0, len(is))
-	for name := range is {
-		all = append(all, name)
+	return c.walk(&reporter{links: &c.links, emit: emit})
+}
+
+func openAll(dirs []string) (*Stack, error) {
+	cfg := Config{ReadOnly: true}
+	for _, d := range dirs {
+		cfg.Branches = append(cfg.Branches, Spec{Path: d, Mode: RO})
 	}
-	for name := range was {
-		if !is[name] {
-			all = append(all, name)
+	return Open(cfg)
+}
+
+// comparison is the walk over two stacks, the second of which is the first
+// without its uppers.
+type comparison struct {
+	full, low    *Stack // low is nil when there are no lowers
+	uppers       int
+	deletedFirst bool
+	links        links
+	everything   bool // visit also what both stacks have from the same place
+}
+
+// pair is one name as both stacks have it.
+type pair struct {
+	path     string
+	new, old *Object // old is nil when the lowers have none
+	dir, low *Dir    // of a directory; low is nil when the lowers have none
+	same     bool    // both stacks have it from the same place
+}
+
+// visitor is told what the walk finds.
+type visitor interface {
+	enter(p *pair, emptied bool) error // a directory
+	leave(p *pair)
+	file(p *pair) error
+	deleted(path string) error
+}
+
+func (c *comparison) walk(v visitor) error {
+	root := &pair{path: "/", dir: c.full.root}
+	var err error
+	if root.new, err = object(root.dir, root.dir.Parts()[0], ""); err != nil {
+		return err
+	}
+	if c.low != nil {
+		root.low = c.low.root
+		if root.old, err = object(root.low, root.low.Parts()[0], ""); err != nil {
+			return err
 		}
 	}
-	sort.Strings(all)
-	for _, name := range all {
-		if !is[name] {
-			err = c.emit('D', path+"/"+name)
+	return c.directory(root, v)
+}
+
+// content is what the two stacks have in one directory.
+type content struct {
+	is, was map[string]Entry
+	gone    map[string]bool
+	emptied bool
+	below   bool // the parts in lowers are the same in both
+}
+
+func (c *comparison) directory(p *pair, v visitor) error {
+	in, err := c.read(p)
+	if err != nil {
+		return fmt.Errorf("%s: %w", p.path, err)
+	}
+	if err := v.enter(p, in.emptied); err != nil {
+		return err
+	}
+	for _, name := range c.order(in) {
+		path := below(p.path, name)
+		if in.gone[name] {
+			err = v.deleted(path)
 		} else {
-			err = c.entry(d, low, name, path+"/"+name, was[name])
+			err = c.entry(p, in, name, path, v)
 		}
 		if err != nil {
 			return err
 		}
 	}
+	p.dir.Close()
+	v.leave(p)
 	return nil
 }
 
-func (c *changes) names(s *Stack, d *Dir) (map[string]bool, error) {
-	if d == nil {
-		return nil, nil
+func (c *comparison) read(p *pair) (in content, err error) {
+	if in.is, err = listed(c.full, p.dir); err != nil {
+		return in, err
 	}
+	if c.low == nil {
+		in.gone, in.emptied, err = recorded(p.dir, in.is)
+		return in, err
+	}
+	in.gone = map[string]bool{}
+	if p.low == nil {
+		return in, nil
+	}
+	if in.was, err = listed(c.low, p.low); err != nil {
+		return in, err
+	}
+	for name := range in.was {
+		if _, ok := in.is[name]; !ok {
+			in.gone[name] = true
+		}
+	}
+	in.emptied = len(in.gone) > 0 && len(in.gone) == len(in.was)
+	in.below = c.sameParts(p.dir, p.low)
+	return in, nil
+}
+
+func listed(s *Stack, d *Dir) (map[string]Entry, error) {
 	entries, err := s.List(d)
-	out := make(map[string]bool, len(entries))
+	out := make(map[string]Entry, len(entries))
 	for _, e := range entries {
-		out[e.Name] = true
+		out[e.Name] = e
 	}
 	return out, err
 }
 
-func (c *changes) entry(d, low *Dir, name, path string, existed bool) error {
-	res, err := c.full.Lookup(d, name)
-	if err != nil || res.Kind == NotFound {
-		return err
-	}
-	if !existed {
-		if err := c.emit('A', path); err != nil || res.Kind != Directory {
-			return err
+// recorded returns what the parts of d say is deleted below them.
+func recorded(d *Dir, is map[string]Entry) (gone map[string]bool, opaque bool, err error) {
+	gone = map[string]bool{}
+	for _, p := range d.Parts() {
+		fd, err := d.Acquire(p)
+		if err != nil {
+			return nil, false, err
 		}
-		return c.dir(res.Dir, nil, path)
-	}
-	if res.Where.Branch != c.top {
-		return nil
-	}
-	old, err := c.low.Lookup(low, name)
-	if err != nil {
-		return err
-	}
-	if res.Kind != Directory {
-		return c.emit('C', path)
-	}
-	if old.Kind != Directory {
-		if err := c.emit('C', path); err != nil {
-			return err
+		m, err := whiteout.ReadMarks(fd, ".")
+		var names []string
+		if err == nil {
+			names, err = whiteout.Deleted(fd, m)
 		}
-		return c.dir(res.Dir, nil, path)
+		d.Release(p)
+		switch {
+		case err != nil:
+			return nil, false, err
+		case m.Redirect != "":
+			return nil, false, errs.New(errs.Usage, "continues the content that lowers have at %q: say which they are, with --lower", m.Redirect)
+		}
+		opaque = opaque || m.Opaque
+		for _, name := range names {
+			if _, ok := is[name]; !ok {
+				gone[name] = true
+			}
+		}
 	}
-	return c.changedDir(&res, &old, path)
+	return gone, opaque, nil
 }
 
-// changedDir reports a directory that both have only when something about it
-// or in it differs: the upper has many merely because something deeper changed.
-func (c *changes) changedDir(res, old *Resolution, path string) error {
-	type line struct {
-		kind byte
-		path string
+// order returns the names of a directory in the order in which they are told.
+func (c *comparison) order(in content) []string {
+	names := make([]string, 0, len(in.is)+len(in.gone))
+	for name := range in.is {
+		names = append(names, name)
 	}
-	var below []line
-	emit := c.emit
-	c.emit = func(kind byte, p string) error {
-		below = append(below, line{kind, p})
+	if !c.deletedFirst {
+		for name := range in.gone {
+			names = append(names, name)
+		}
+		slices.Sort(names)
+		return names
+	}
+	slices.Sort(names)
+	gone := make([]string, 0, len(in.gone))
+	for name := range in.gone {
+		gone = append(gone, name)
+	}
+	slices.Sort(gone)
+	return append(gone, names...)
+}
+
+// entry visits a name that is there.
+func (c *comparison) entry(p *pair, in content, name, path string, v visitor) error {
+	is := in.is[name]
+	was, existed := in.was[name]
+	plain := in.below && is.Part.Branch.Index >= c.uppers // no upper has it, and the lowers are the same
+	if plain && !c.everything && !c.links.affected[path] {
 		return nil
 	}
-	err := c.dir(res.Dir, old.Dir, path)
-	c.emit = emit
+	child := &pair{path: path, same: plain}
+	var err error
+	if existed {
+		if child.old, child.low, err = find(c.low, p.low, was); err != nil {
+			return fmt.Errorf("%s in the lowers: %w", path, err)
+		}
+	}
+	if child.new, child.dir, err = find(c.full, p.dir, is); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if child.new == nil || existed && child.old == nil {
+		return errs.New(errs.Failed, "%s vanished while it was being compared: repeat it when nobody makes changes", path)
+	}
+	if child.dir == nil {
+		return c.file(child, v)
+	}
+	return c.directory(child, v)
+}
+
+func (c *comparison) file(p *pair, v visitor) error {
+	copied, err := c.links.copyOf(p.new, c.uppers)
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", p.path, err)
 	}
-	if len(below) == 0 && sameDir(&res.Stat, &old.Stat) {
+	if copied != nil {
+		p.new = copied
+	} else if p.same && !c.everything && !c.links.affected[p.path] {
 		return nil
 	}
-	if err := emit('C', path); err != nil {
-		return err
+	return v.file(p)
+}
+
+// find returns what a listed entry is; nil when it is gone since.
+func find(s *Stack, d *Dir, e Entry) (*Object, *Dir, error) {
+	if e.Type != unix.DT_DIR {
+		o, err := object(d, e.Part, e.Name)
+		if err == unix.ENOENT {
+			return nil, nil, nil
+		}
+		return o, nil, err
 	}
-	for _, l := range below {
-		if err := emit(l.kind, l.path); err != nil {
+	res, err := s.Lookup(d, e.Name)
+	if err != nil || res.Kind != Directory {
+		return nil, nil, err
+	}
+	o, err := object(d, res.Where, e.Name)
+	return o, res.Dir, err
+}
+
+// sameParts reports whether the parts that d of the full stack has in lowers
+// are the parts of low.
+func (c *comparison) sameParts(d, low *Dir) bool {
+	parts := d.Parts()
+	for len(parts) > 0 && parts[0].Branch.Index < c.uppers {
+		parts = parts[1:]
+	}
+	return slices.EqualFunc(parts, low.Parts(), func(p, q *Part) bool {
+		return p.Branch.Index-c.uppers == q.Branch.Index && p.Path(d) == q.Path(low)
+	})
+}
+
+// reporter turns what the walk finds into changes.
+type reporter struct {
+	links *links
+	emit  func(*Change) error
+	// pending are the directories on the way that did not change themselves:
+	// they are told when something in them has.
+	pending []*Change
+}
+
+func (r *reporter) enter(p *pair, emptied bool) error {
+	c := change(p)
+	c.Emptied = emptied
+	if p.old != nil && p.low != nil {
+		equal, err := same(p.new, p.old)
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.path, err)
+		}
+		if equal {
+			r.pending = append(r.pending, c)
+			return nil
+		}
+	}
+	return r.tell(c)
+}
+
+func (r *reporter) leave(p *pair) {
+	if last := len(r.pending) - 1; last >= 0 && r.pending[last].Path == p.path {
+		r.pending = r.pending[:last]
+	}
+}
+
+func (r *reporter) deleted(path string) error { return r.tell(&Change{Kind: Deleted, Path: path}) }
+
+func (r *reporter) file(p *pair) error {
+	unchanged, err := r.links.unchanged(p)
+	if err != nil {
+		return fmt.Errorf("%s: %w", p.path, err)
+	}
+	if unchanged {
+		return nil
+	}
+	c := change(p)
+	c.Link = r.links.earlier(p)
+	return r.tell(c)
+}
+
+func (r *reporter) tell(c *Change) error {
+	for _, p := range r.pending {
+		if err := r.emit(p); err != nil {
 			return err
 		}
 	}
-	return nil
+	r.pending = r.pending[:0]
+	return r.emit(c)
 }
 
-func sameDir(a, b *sys.Stat) bool {
-	return a.Mode&^unix.S_IFMT == b.Mode&^unix.S_IFMT && a.UID == b.UID && a.GID == b.GID && a.Mtime == b.Mtime
+func change(p *pair) *Change {
+	c := &Change{Kind: Added, Path: p.path, Object: p.new}
+	if p.old != nil {
+		c.Kind = Changed
+	}
+	return c
 }
