@@ -21,6 +21,8 @@ const usageText = `Usage:
   layerfs changes MOUNTPOINT | --upper DIR [--lower DIR]...
   layerfs check [--repair] [--workdir DIR] [--lower DIR]... UPPERDIR
   layerfs convert --to aufs|overlay|xattr UPPERDIR
+  layerfs diff MOUNTPOINT | --upper DIR [--lower DIR]... [-o FILE.tar]
+  layerfs apply --to DIR [--whiteout DIALECT] FILE.tar
   layerfs pool create|status|resize|check|trim|message|dump|restore|wait|mount|serve POOL ...
   layerfs thin create|snap|ls|rm|resize|status|delta|trace|read|write POOL ...
   layerfs help [COMMAND]
@@ -117,6 +119,8 @@ Example:
   layerfs changes /merged
   layerfs changes --upper /changes --lower /image
 `,
+	"diff":  diffHelp,
+	"apply": applyHelp,
 }
 
 func cmdHelp(args []string) error {

@@ -24,6 +24,8 @@ var commands = map[string]func(args []string) error{
 	"changes":  cmdChanges,
 	"check":    cmdCheck,
 	"convert":  cmdConvert,
+	"diff":     cmdDiff,
+	"apply":    cmdApply,
 	"pool":     cmdPool,
 	"thin":     cmdThin,
 
@@ -34,7 +36,7 @@ var commands = map[string]func(args []string) error{
 // absent are commands of the full program that are not in this one. They
 // must not be taken for mountpoints.
 var absent = []string{
-	"diff", "apply", "settle",
+	"settle",
 	"layer", "container", "run", "probe", "info", "device",
 }
 

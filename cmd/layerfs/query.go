@@ -8,10 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/layerfs/layerfs/branches"
 	"github.com/layerfs/layerfs/fs"
 	"github.com/layerfs/layerfs/internal/control"
-	"github.com/layerfs/layerfs/internal/errs"
 )
 
 func cmdStatus(args []string) error {
@@ -91,64 +89,6 @@ func inMount(mountpoint, path string) string {
 		}
 	}
 	return path
-}
-
-// change is one line of `layerfs changes`.
-type change struct {
-	Kind string `json:"kind"`
-	Path string `json:"path"`
-}
-
-func cmdChanges(args []string) error {
-	c := newCommand("changes", true)
-	upper := c.String("upper", "", "")
-	lowers := c.StringArray("lower", nil, "")
-	if done, err := c.parse(args, 0, 1); done || err != nil {
-		return err
-	}
-	switch {
-	case c.NArg() == 1 && (*upper != "" || len(*lowers) > 0):
-		return errs.New(errs.Usage, "changes: give either a mountpoint or --upper, not both")
-	case c.NArg() == 1:
-		var err error
-		if *upper, *lowers, err = stackOf(c.Arg(0)); err != nil {
-			return err
-		}
-	case *upper == "":
-		return errs.New(errs.Usage, "changes: a mountpoint or --upper is needed (see `layerfs changes --help`)")
-	}
-	return printChanges(*upper, *lowers, c.json)
-}
-
-// stackOf asks a mount for its directories.
-func stackOf(mountpoint string) (upper string, lowers []string, err error) {
-	list, err := branchesOf(mountpoint)
-	if err != nil {
-		return "", nil, err
-	}
-	if len(list) == 0 || list[0].Mode != branches.RW.String() {
-		return "", nil, errs.New(errs.NotFound, "%s has no writable branch, so nothing changes in it", mountpoint)
-	}
-	for _, b := range list[1:] {
-		lowers = append(lowers, b.Path)
-	}
-	return list[0].Path, lowers, nil
-}
-
-func printChanges(upper string, lowers []string, asJSON bool) error {
-	list := []change{}
-	err := branches.Changes(upper, lowers, func(kind byte, path string) error {
-		if asJSON {
-			list = append(list, change{string(kind), path})
-			return nil
-		}
-		_, err := fmt.Printf("%c %s\n", kind, path)
-		return err
-	})
-	if err != nil || !asJSON {
-		return err
-	}
-	return printJSON(list)
 }
 
 func printJSON(v any) error {
