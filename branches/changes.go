@@ -37,7 +37,8 @@ type Change struct {
 	Path   string  // in the merged tree, whose root is "/"
 	Object *Object // nil when it is deleted
 	Link   string  // an earlier path of the same file; "" for none
-	// Emptied: a directory that the lowers have too, and all that they have in it is gone.
+	// Emptied: a directory that the lowers have too, and all that they have in
+	// it, more than one name, is gone: one opaque mark can say so.
 	Emptied bool
 }
 
@@ -162,7 +163,7 @@ func (c *comparison) read(p *pair) (in content, err error) {
 			in.gone[name] = true
 		}
 	}
-	in.emptied = len(in.gone) > 0 && len(in.gone) == len(in.was)
+	in.emptied = len(in.gone) > 1 && len(in.gone) == len(in.was)
 	in.below = c.sameParts(p.dir, p.low)
 	return in, nil
 }

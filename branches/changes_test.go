@@ -64,17 +64,18 @@ func TestChanges(t *testing.T) {
 	up := tree(t, "edit", "gone=char", "dir/.wh.a", "dir/new", "typ/", "typ/in", "fresh/deep/f", "same/", "opq/")
 	require.NoError(t, os.Mkdir(filepath.Join(low, "opq"), 0755))
 	require.NoError(t, os.WriteFile(filepath.Join(low, "opq/old"), nil, 0644))
+	require.NoError(t, os.WriteFile(filepath.Join(low, "opq/older"), nil, 0644))
 	require.NoError(t, os.WriteFile(filepath.Join(up, "edit"), []byte("more"), 0644))
 	age(t, low)
 	age(t, up)
 	mark(t, filepath.Join(up, "opq"), "user.overlay.opaque", "y")
 	require.Equal(t, []string{
 		"C /dir", "D /dir/a", "A /dir/new", "C /edit", "A /fresh", "A /fresh/deep", "A /fresh/deep/f",
-		"D /gone", "C /opq emptied", "D /opq/old", "C /typ", "A /typ/in",
+		"D /gone", "C /opq emptied", "D /opq/old", "D /opq/older", "C /typ", "A /typ/in",
 	}, compared(t, Comparison{Uppers: []string{up}, Lowers: []string{low}}))
 	require.Equal(t, []string{
 		"D /gone", "C /dir", "D /dir/a", "A /dir/new", "C /edit", "A /fresh", "A /fresh/deep", "A /fresh/deep/f",
-		"C /opq emptied", "D /opq/old", "C /typ", "A /typ/in",
+		"C /opq emptied", "D /opq/old", "D /opq/older", "C /typ", "A /typ/in",
 	}, compared(t, Comparison{Uppers: []string{up}, Lowers: []string{low}, DeletedFirst: true}))
 }
 

@@ -372,3 +372,6 @@ func TestWithoutPrivileges(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, fs.FileMode(0755), fi.Mode(), "set-user-id is for the owner that it did not get")
 }
+
+// statText is all that is known of a file but its access time.
+func statText(st *unix.Stat_t) string { return fmt.Sprintf("%+v\n", *st) }

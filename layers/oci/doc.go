@@ -14,7 +14,8 @@
 //     the uppers finds a difference (branches.Comparison), and every directory
 //     on the way to one. A file that was copied up and is as it was is not.
 //   - What is gone has a whiteout of its own. ".wh..wh..opq" stands for them
-//     only where a lower has the directory and all that it has there is gone.
+//     only where a lower has the directory and all that it has there, more than
+//     one name, is gone.
 //   - Entries are in order of their names, parents first; the whiteouts of a
 //     directory come before its other entries, since layer.md wants them
 //     before what they might hide. The root is "./", other names have no "./".
