@@ -21,22 +21,17 @@ import (
 
 // links is what a comparison knows about files with several names.
 type links struct {
-	copies   map[string]copied // by the key of the lower file
+	copies   map[string]*Object // the files in uppers that stand for lower ones, by the keys of those
 	groups   map[inode]*group
 	affected map[string]bool // paths that only lowers have but that are to be visited: names of such files, and directories on the way
 }
 
-// copied is a file in an upper that stands for one in a lower.
-type copied struct {
-	object *Object
-	shown  int64 // how many links it shows
-}
-
 // group is the names of one file.
 type group struct {
-	names int    // found so far
-	want  int64  // as many as the file shows
-	old   *inode // the file that lowers have at the names
+	names int     // found so far
+	lower int     // links of a file that lies in a lower
+	old   *Object // the file that lowers have at the names, and at how many
+	olds  int
 	mixed bool   // they have none or another one at some name
 	first string // the name that was told first
 
@@ -45,7 +40,7 @@ type group struct {
 
 // findLinks fills c.links.
 func (c *comparison) findLinks() error {
-	c.links = links{copies: map[string]copied{}, groups: map[inode]*group{}, affected: map[string]bool{}}
+	c.links = links{copies: map[string]*Object{}, groups: map[inode]*group{}, affected: map[string]bool{}}
 	for _, b := range c.full.branches[:c.uppers] {
 		if !marked(b) {
 			continue
@@ -118,7 +113,7 @@ func (c *comparison) readRecord(d *Dir, p *Part, name string) error {
 			}
 			if r, ok := linkrec.Parse(string(v)); ok {
 				if _, known := c.links.copies[r.Key]; !known {
-					c.links.copies[r.Key] = copied{o, r.Shown(o.Stat.Nlink)}
+					c.links.copies[r.Key] = o
 				}
 			}
 		}
@@ -135,18 +130,21 @@ func (l *links) copyOf(o *Object, uppers int) (*Object, error) {
 	if err != nil || key == "" {
 		return nil, err
 	}
-	return l.copies[key].object, nil
+	return l.copies[key], nil
 }
 
-// complete reports whether every name of every file is known.
+// complete reports whether every name of every file is known: all those of the
+// lower file of which a copy is, or which lies in a directory that has moved.
+// What the copy's own record says of its links is of no use here: it is right
+// beside the index only.
 func (l *links) complete() bool {
-	for _, c := range l.copies {
-		if g := l.groups[c.object.id()]; g == nil || int64(g.names) < c.shown {
+	for _, o := range l.copies {
+		if g := l.groups[o.id()]; g == nil || g.old == nil || g.olds < int(g.old.Stat.Nlink) {
 			return false
 		}
 	}
 	for _, g := range l.groups {
-		if g.want > int64(g.names) {
+		if g.names < g.lower {
 			return false
 		}
 	}
@@ -220,16 +218,17 @@ func (f *finder) file(p *pair) error {
 		f.links.groups[id] = g
 	}
 	if lower {
-		g.want = int64(p.new.Stat.Nlink)
+		g.lower = int(p.new.Stat.Nlink)
 	}
 	g.names++
 	switch {
 	case p.old == nil || p.old.Stat.IsDir():
 		g.mixed = true
 	case g.old == nil:
-		old := p.old.id()
-		g.old = &old
-	case *g.old != p.old.id():
+		g.old, g.olds = p.old, 1
+	case g.old.id() == p.old.id():
+		g.olds++
+	default:
 		g.mixed = true
 	}
 	return nil

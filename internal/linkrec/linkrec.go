@@ -59,11 +59,3 @@ func Parse(text string) (r Record, ok bool) {
 	r.N = int32(n)
 	return r, err == nil
 }
-
-// Shown returns the number of links that a copy with disk links shows.
-func (r Record) Shown(disk uint32) int64 {
-	if r.Absolute {
-		return int64(r.N)
-	}
-	return int64(disk) + int64(r.N)
-}

@@ -17,10 +17,6 @@ func TestRecords(t *testing.T) {
 			require.Equal(t, text, r.String())
 		}
 	}
-	r, _ := Parse("h01 -1")
-	require.EqualValues(t, 2, r.Shown(3), "one on disk is not shown")
-	r, _ = Parse("h01 =5")
-	require.EqualValues(t, 5, r.Shown(3))
 }
 
 func TestKey(t *testing.T) {
