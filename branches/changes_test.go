@@ -208,3 +208,17 @@ func TestNamesOfACopyInLowers(t *testing.T) {
 		})
 	}
 }
+
+// A lower may contain the upper and its work directory: what lies there is no name of anything.
+func TestLowerContainsTheUpper(t *testing.T) {
+	low := t.TempDir()
+	fill(t, low, "a=1", "upper/a=changed")
+	require.NoError(t, os.Link(filepath.Join(low, "a"), filepath.Join(low, "b")))
+	up := filepath.Join(low, "upper")
+	require.NoError(t, os.Mkdir(filepath.Join(low, "work"), 0755))
+	require.NoError(t, os.Link(filepath.Join(up, "a"), filepath.Join(low, "work/index")))
+	key := handleKey(t, filepath.Join(low, "a"))
+	mark(t, up, "user.layerfs.links", "y")
+	mark(t, filepath.Join(up, "a"), "user.layerfs.link", key+" 0")
+	require.Equal(t, []string{"C /a", "C /b = /a"}, compared(t, Comparison{Uppers: []string{up}, Lowers: []string{low}}))
+}

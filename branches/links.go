@@ -206,8 +206,8 @@ func (f *finder) file(p *pair) error {
 	g := f.links.groups[id]
 	lower := p.new.part.Branch.Index >= f.uppers
 	if f.rest {
-		if g == nil && lower {
-			return nil // none of its names changes
+		if lower && (g == nil || g.lower == 0) {
+			return nil // none of its names changes; or it is an upper's file, seen where a lower contains the upper
 		}
 		for path := p.path; path != ""; path = path[:strings.LastIndexByte(path, '/')] {
 			f.links.affected[path] = true
