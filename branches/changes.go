@@ -29,10 +29,10 @@ const (
 	Deleted = 'D'
 )
 
-// Change is one difference. An entry that is the same in everything (type,
+// Difference is one name that is not the same in both trees. An entry that is the same in everything (type,
 // mode, owner, time, extended attributes, content, names) is none, except for
 // a directory in which something changes.
-type Change struct {
+type Difference struct {
 	Kind   byte
 	Path   string  // in the merged tree, whose root is "/"
 	Object *Object // nil when it is deleted
@@ -43,7 +43,7 @@ type Change struct {
 }
 
 // Run calls emit for every change, parents before what is in them.
-func (cmp Comparison) Run(emit func(*Change) error) error {
+func (cmp Comparison) Run(emit func(*Difference) error) error {
 	c := comparison{uppers: len(cmp.Uppers), deletedFirst: cmp.DeletedFirst}
 	var err error
 	if c.full, err = openAll(slices.Concat(cmp.Uppers, cmp.Lowers)); err != nil {
@@ -301,10 +301,10 @@ func (c *comparison) sameParts(d, low *Dir) bool {
 // reporter turns what the walk finds into changes.
 type reporter struct {
 	links *links
-	emit  func(*Change) error
+	emit  func(*Difference) error
 	// pending are the directories on the way that did not change themselves:
 	// they are told when something in them has.
-	pending []*Change
+	pending []*Difference
 }
 
 func (r *reporter) enter(p *pair, emptied bool) error {
@@ -329,7 +329,7 @@ func (r *reporter) leave(p *pair) {
 	}
 }
 
-func (r *reporter) deleted(path string) error { return r.tell(&Change{Kind: Deleted, Path: path}) }
+func (r *reporter) deleted(path string) error { return r.tell(&Difference{Kind: Deleted, Path: path}) }
 
 func (r *reporter) file(p *pair) error {
 	unchanged, err := r.links.unchanged(p)
@@ -344,7 +344,7 @@ func (r *reporter) file(p *pair) error {
 	return r.tell(c)
 }
 
-func (r *reporter) tell(c *Change) error {
+func (r *reporter) tell(c *Difference) error {
 	for _, p := range r.pending {
 		if err := r.emit(p); err != nil {
 			return err
@@ -354,8 +354,8 @@ func (r *reporter) tell(c *Change) error {
 	return r.emit(c)
 }
 
-func change(p *pair) *Change {
-	c := &Change{Kind: Added, Path: p.path, Object: p.new}
+func change(p *pair) *Difference {
+	c := &Difference{Kind: Added, Path: p.path, Object: p.new}
 	if p.old != nil {
 		c.Kind = Changed
 	}

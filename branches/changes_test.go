@@ -17,7 +17,7 @@ import (
 // compared runs a comparison and returns its lines; a hard link is shown as "A /b = /a".
 func compared(t *testing.T, cmp Comparison) (got []string) {
 	t.Helper()
-	require.NoError(t, cmp.Run(func(c *Change) error {
+	require.NoError(t, cmp.Run(func(c *Difference) error {
 		line := string(c.Kind) + " " + c.Path
 		if c.Link != "" {
 			line += " = " + c.Link
@@ -124,7 +124,7 @@ func TestRedirectedDirectoryIsWholly(t *testing.T) {
 		"A /new", "A /new/a", "A /new/sub", "A /new/sub/b", "D /old", "D /old/a", "D /old/sub", "D /old/sub/b",
 	}[:5], compared(t, cmp)[:5])
 	require.Equal(t, []string{"C /over", "A /over/d", "D /over/x"}, compared(t, cmp)[5:], "what is the same at both places is no change")
-	err := Comparison{Uppers: []string{up}}.Run(func(*Change) error { return nil })
+	err := Comparison{Uppers: []string{up}}.Run(func(*Difference) error { return nil })
 	require.ErrorContains(t, err, "--lower")
 	require.Equal(t, errs.Usage, errs.Of(err))
 }
@@ -199,7 +199,7 @@ func TestNamesOfACopyInLowers(t *testing.T) {
 			}
 			cmp := Comparison{Uppers: []string{up}, Lowers: []string{low}}
 			require.Equal(t, want, compared(t, cmp))
-			require.NoError(t, cmp.Run(func(c *Change) error {
+			require.NoError(t, cmp.Run(func(c *Difference) error {
 				if strings.HasSuffix(c.Path, "/b") {
 					require.EqualValues(t, len("changed"), c.Object.Stat.Size, "the copy is what shows")
 				}

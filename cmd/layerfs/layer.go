@@ -110,7 +110,7 @@ func cmdChanges(args []string) error {
 		return err
 	}
 	list := []change{}
-	err = branches.Comparison{Uppers: in.uppers, Lowers: in.lowers}.Run(func(ch *branches.Change) error {
+	err = branches.Comparison{Uppers: in.uppers, Lowers: in.lowers}.Run(func(ch *branches.Difference) error {
 		switch {
 		case ch.Path == "/":
 			return nil // as docker diff

@@ -48,7 +48,7 @@ type writer struct {
 	buf     []byte
 }
 
-func (w *writer) change(c *branches.Change) error {
+func (w *writer) change(c *branches.Difference) error {
 	if c.Kind == branches.Deleted {
 		dir, name := path.Split(c.Path)
 		if path.Clean(dir) == w.emptied {
@@ -74,7 +74,7 @@ func (w *writer) whiteout(dir, name string) error {
 	})
 }
 
-func (w *writer) entry(c *branches.Change) error {
+func (w *writer) entry(c *branches.Difference) error {
 	st := &c.Object.Stat
 	h := &tar.Header{
 		Format: tar.FormatPAX, Name: strings.TrimPrefix(c.Path, "/"),
@@ -123,7 +123,7 @@ func (w *writer) entry(c *branches.Change) error {
 }
 
 // skipped leaves out what no tar can hold. What it has replaced is gone nonetheless.
-func (w *writer) skipped(c *branches.Change) error {
+func (w *writer) skipped(c *branches.Difference) error {
 	w.warn(c.Path + ": a socket cannot be in a layer, left out")
 	if c.Kind != branches.Changed {
 		return nil
