@@ -29,16 +29,16 @@ const (
 	Deleted = 'D'
 )
 
-// Difference is one name that is not the same in both trees. An entry that is the same in everything (type,
-// mode, owner, time, extended attributes, content, names) is none, except for
-// a directory in which something changes.
+// Difference is one name that is not the same in both trees. An entry that is
+// the same in everything (type, mode, owner, time, extended attributes, content,
+// names) is none, except for a directory in which something changes.
 type Difference struct {
 	Kind   byte
 	Path   string  // in the merged tree, whose root is "/"
 	Object *Object // nil when it is deleted
 	Link   string  // an earlier path of the same file; "" for none
-	// Emptied: a directory that the lowers have too, and all that they have in
-	// it, more than one name, is gone: one opaque mark can say so.
+	// Emptied: a directory below the root that the lowers have too, and all that
+	// they have in it, more than one name, is gone: one opaque mark can say so.
 	Emptied bool
 }
 
@@ -163,7 +163,8 @@ func (c *comparison) read(p *pair) (in content, err error) {
 			in.gone[name] = true
 		}
 	}
-	in.emptied = len(in.gone) > 1 && len(in.gone) == len(in.was)
+	// Not the root: kernel overlay knows no opaque one.
+	in.emptied = p.path != "/" && len(in.gone) > 1 && len(in.gone) == len(in.was)
 	in.below = c.sameParts(p.dir, p.low)
 	return in, nil
 }

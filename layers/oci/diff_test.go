@@ -78,6 +78,7 @@ func TestCanonical(t *testing.T) {
 		{"opaque where all is gone", []string{"d/a=1", "d/b=1"}, []string{"d/.wh..wh..opq=", "d/n=1"}, []string{"./", "d/", "d/.wh..wh..opq", "d/n"}},
 		{"as by whiteouts", []string{"d/a=1", "d/b=1"}, []string{"d/.wh.a=", "d/.wh.b=", "d/n=1"}, []string{"./", "d/", "d/.wh..wh..opq", "d/n"}},
 		{"a single one is told by name", []string{"d/a=1"}, []string{"d/.wh..wh..opq="}, []string{"./", "d/", "d/.wh.a"}},
+		{"not the root, which kernel overlay would not take for opaque", []string{"a=1", "b=1"}, []string{".wh..wh..opq="}, []string{"./", ".wh.a", ".wh.b"}},
 		{"not where something has come back", []string{"d/a=1", "d/b=1"}, []string{"d/.wh..wh..opq=", "d/a=2"}, []string{"./", "d/", "d/.wh.b", "d/a"}},
 		{"not where no lower has the directory", []string{"a=1"}, []string{"d/.wh..wh..opq=", "d/n=1"}, []string{"./", "d/", "d/n"}},
 		{"a whiteout of nothing is none", []string{"a=1"}, []string{".wh.b=", "a=1"}, nil},

@@ -15,7 +15,7 @@
 //     on the way to one. A file that was copied up and is as it was is not.
 //   - What is gone has a whiteout of its own. ".wh..wh..opq" stands for them
 //     only where a lower has the directory and all that it has there, more than
-//     one name, is gone.
+//     one name, is gone; never for the root, which kernel overlay would ignore.
 //   - Entries are in order of their names, parents first; the whiteouts of a
 //     directory come before its other entries, since layer.md wants them
 //     before what they might hide. The root is "./", other names have no "./".
