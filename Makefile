@@ -41,7 +41,7 @@ soak: ## the long forms of the tests: a million operations, 200 power cuts (root
 fuzz: ## every fuzz target for FUZZTIME=10m
 	@grep -rl --include=*_test.go '^func Fuzz' . | while read -r f; do \
 		sed -n 's/^func \(Fuzz[A-Za-z]*\).*/\1/p' "$$f" | while read -r target; do \
-			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$f")" || exit 1; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x "./$$(dirname "$$f")" || exit 1; \
 		done || exit 1; \
 	done
 
@@ -49,6 +49,11 @@ fuzz: ## every fuzz target for FUZZTIME=10m
 test-podman: ## Podman and Buildah on layerfs against fuse-overlayfs, rootful and rootless
 	@$(MAKE) --no-print-directory build
 	@tests/podman/run.sh
+
+.PHONY: test-oci
+test-oci: ## layers against Buildah, umoci, skopeo and Podman (root; installs them)
+	@$(MAKE) --no-print-directory build
+	@tests/layers/oci-tools.sh
 
 .PHONY: test-vm
 test-vm: ## a pool becomes a real dm-thin pool and comes back, in a virtual machine

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/layerfs/layerfs/internal/errs"
-	"github.com/layerfs/layerfs/internal/linkrec"
+	"github.com/layerfs/layerfs/internal/records"
 	"github.com/layerfs/layerfs/internal/sys"
 )
 
@@ -166,10 +166,10 @@ func handleKey(t *testing.T, path string) string {
 	t.Helper()
 	h, err := sys.Handle(unix.AT_FDCWD, path)
 	require.NoError(t, err)
-	if linkrec.Key(h) == "" {
+	if records.Key(h) == "" {
 		t.Skip("this file system has no file handles")
 	}
-	return linkrec.Key(h)
+	return records.Key(h)
 }
 
 // A copy shows at names that only lowers have.

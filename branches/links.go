@@ -5,7 +5,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/layerfs/layerfs/internal/linkrec"
+	"github.com/layerfs/layerfs/internal/records"
 	"github.com/layerfs/layerfs/internal/sys"
 	"github.com/layerfs/layerfs/whiteout"
 )
@@ -15,7 +15,7 @@ import (
 // is found out before anything is told.
 //
 // Names of a copy need not be in an upper: when a lower file was copied up by
-// one of its names, the union shows the copy at the others too (linkrec). Then,
+// one of its names, the union shows the copy at the others too (internal/records). Then,
 // and when a file in a renamed lower directory has names elsewhere, the whole
 // merged tree is searched for them.
 
@@ -63,7 +63,7 @@ func (c *comparison) findLinks() error {
 // marked reports whether b says that files in it have link records.
 func marked(b *Branch) bool {
 	for _, ns := range []whiteout.Namespace{whiteout.Trusted, whiteout.User} {
-		if _, err := sys.GetXattrInto(b.Root, "", string(ns)+linkrec.Marked, nil); err == nil {
+		if _, err := sys.GetXattrInto(b.Root, "", string(ns)+records.LinksAttr, nil); err == nil {
 			return true
 		}
 	}
@@ -107,11 +107,11 @@ func (c *comparison) readRecord(d *Dir, p *Part, name string) error {
 	}
 	return o.at(func(fd int) error {
 		for _, ns := range []whiteout.Namespace{whiteout.Trusted, whiteout.User} {
-			v, err := sys.GetXattr(fd, name, string(ns)+linkrec.Attr)
+			v, err := sys.GetXattr(fd, name, string(ns)+records.LinkAttr)
 			if err != nil {
 				continue
 			}
-			if r, ok := linkrec.Parse(string(v)); ok {
+			if r, ok := records.ParseLink(string(v)); ok {
 				if _, known := c.links.copies[r.Key]; !known {
 					c.links.copies[r.Key] = o
 				}

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/layerfs/layerfs/internal/errs"
-	"github.com/layerfs/layerfs/internal/linkrec"
+	"github.com/layerfs/layerfs/internal/records"
 	"github.com/layerfs/layerfs/internal/sys"
 	"github.com/layerfs/layerfs/whiteout"
 )
@@ -142,7 +142,7 @@ func (o *Object) Readlink() (target string, err error) {
 func (o *Object) key() (key string, err error) {
 	err = o.at(func(dir int) error {
 		h, err := sys.Handle(dir, o.name)
-		key = linkrec.Key(h)
+		key = records.Key(h)
 		return err
 	})
 	return key, err

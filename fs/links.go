@@ -1,7 +1,6 @@
 package fs
 
 import (
-	"encoding/hex"
 	"fmt"
 	"sync/atomic"
 
@@ -115,8 +114,8 @@ func (l *linkIndex) close() { sys.Close(l.fd) }
 // survives reboots and other branch orders, else by its identity.
 func linkKey(at location, identity uint64) (string, error) {
 	h, err := sys.Handle(at.fd, at.name)
-	if h != nil && len(h) <= 100 {
-		return "h" + hex.EncodeToString(h), nil
+	if key := records.Key(h); key != "" {
+		return key, nil
 	}
 	return fmt.Sprintf("i%x", identity), err
 }

@@ -12,8 +12,8 @@ import (
 // MaxOverride is the length of the longest value that ParseOverride is for.
 const MaxOverride = 64
 
-// overrideTypes are the words for file types. Part of the on-disk format.
-var overrideTypes = map[string]uint32{
+// OverrideTypes are the words for file types. Part of the on-disk format.
+var OverrideTypes = map[string]uint32{
 	"dir": unix.S_IFDIR, "file": unix.S_IFREG, "symlink": unix.S_IFLNK,
 	"pipe": unix.S_IFIFO, "socket": unix.S_IFSOCK,
 }
@@ -46,7 +46,7 @@ func ParseOverride(value string, st *sys.Stat) bool {
 }
 
 func parseOverrideType(word string) (typ, rdev uint32, ok bool) {
-	if typ, ok = overrideTypes[word]; ok {
+	if typ, ok = OverrideTypes[word]; ok {
 		return typ, 0, true
 	}
 	kind, dev, _ := strings.Cut(word, "-")

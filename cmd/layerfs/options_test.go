@@ -181,7 +181,7 @@ func TestParseLoose(t *testing.T) {
 
 func TestDispatch(t *testing.T) {
 	for args, want := range map[string]int{
-		"layerfs diff m": 7, "layerfs pool": 2, "layerfs thin zap": 2, "layerfs mount": 2, "layerfs status": 2, "layerfs umount /none": 3,
+		"layerfs settle m": 7, "layerfs diff /none": 3, "layerfs pool": 2, "layerfs thin zap": 2, "layerfs mount": 2, "layerfs status": 2, "layerfs umount /none": 3,
 		"layerfs mount -o nonsense=1 m": 2, "layerfs -o lowerdir=l": 1, "layerfs m": 1, "mount.layerfs none": 1,
 		"layerfs status --json /": 3, "fuse-overlayfs diff": 1, "layerfs changes": 2,
 	} {

@@ -6,6 +6,7 @@
 package records
 
 import (
+	"encoding/hex"
 	"fmt"
 	"strconv"
 	"strings"
@@ -42,8 +43,19 @@ func (r Link) String() string {
 	return fmt.Sprintf("%s %d", r.Key, r.N)
 }
 
-// maxKey is the length of the longest key: a letter and 100 bytes in hex.
-const maxKey = 201
+const (
+	maxHandle = 100             // bytes of a file handle that make a key
+	maxKey    = 1 + 2*maxHandle // a letter and the bytes in hex
+)
+
+// Key names a lower inode by its file handle, which survives reboots and other
+// branch orders; "" when there is no handle or it is too long.
+func Key(handle []byte) string {
+	if handle == nil || len(handle) > maxHandle {
+		return ""
+	}
+	return "h" + hex.EncodeToString(handle)
+}
 
 // IsKey reports whether name is a key of the link index.
 func IsKey(name string) bool {
