@@ -166,14 +166,28 @@ func (w *walker) mendDevices(repair bool, r *Report) error {
 	return nil
 }
 
+// settle makes everything durable, frees what is unused then, and returns with
+// mu held. The journal of a client may bring something new at any moment.
+func (p *Pool) settle() error {
+	for {
+		if err := p.Commit(); err != nil {
+			return err
+		}
+		p.waitReclaimed()
+		p.mu.Lock()
+		if !p.open.dirty && p.sealed == nil && len(p.reclaim) == 0 {
+			return nil
+		}
+		p.mu.Unlock()
+	}
+}
+
 // Audit compares every count of the open pool with what its trees say. It is
 // for tests, after each step.
 func (p *Pool) Audit() error {
-	if err := p.Commit(); err != nil {
+	if err := p.settle(); err != nil {
 		return err
 	}
-	p.waitReclaimed()
-	p.mu.Lock()
 	defer p.mu.Unlock()
 	fresh := &Pool{idx: p.idx, data: p.data, blockSize: p.blockSize, changed: make(chan struct{})}
 	if err := fresh.load(); err != nil {

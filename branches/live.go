@@ -180,14 +180,9 @@ func (p *Plan) Demoted() []*Branch {
 	return out
 }
 
-// Promoted returns the branches that will be writable from now on.
-func (p *Plan) Promoted() []*Branch {
-	var out []*Branch
-	for b := range p.opened {
-		out = append(out, b)
-	}
-	return out
-}
+// Promoted returns the branches that will be writable from now on, and what
+// each can be used as until then.
+func (p *Plan) Promoted() map[*Branch]*Branch { return p.opened }
 
 // Concerned reports whether b is added, removed or changed.
 func (p *Plan) Concerned(b *Branch) bool {

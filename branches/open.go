@@ -68,7 +68,24 @@ func openRoot(spec Spec) (fd int, path string, err error) {
 // setMode gives b the mode and the attributes of spec.
 func (b *Branch) setMode(spec Spec, cfg Config) {
 	b.Mode, b.Attr = spec.Mode, parseAttr(spec.Attr)
-	b.whiteouts = !cfg.AufsStyle || spec.Mode == RW || slices.Contains(spec.Attr, "wh")
+	if spec.Auto && b.neverChanges() {
+		b.Mode = RR
+	}
+	b.whiteouts = !cfg.AufsStyle || b.Mode == RW || slices.Contains(spec.Attr, "wh")
+}
+
+// neverChanges reports whether b is of a type for which rr is "set by default"
+// (aufs(5), rr), erofs included.
+func (b *Branch) neverChanges() bool {
+	st, err := sys.Statfs(b.Root)
+	if err != nil {
+		return false
+	}
+	switch st.Type {
+	case unix.ISOFS_SUPER_MAGIC, unix.CRAMFS_MAGIC, 0x7275, unix.SQUASHFS_MAGIC, unix.EROFS_SUPER_MAGIC_V1: // romfs has no name there
+		return true
+	}
+	return false
 }
 
 // mountsBelow reports whether anything is mounted below path. In doubt it says yes.

@@ -15,6 +15,7 @@ func (m Mode) String() string { return [...]string{"rw", "ro", "rr"}[m] }
 type Spec struct {
 	Path string // absolute, or relative to the directory at start-up
 	Mode Mode
+	Auto bool     // the user gave no mode: a file system that cannot change makes it RR
 	Attr []string // AUFS attributes after the mode: "wh", "nolwh", …
 	Fd   int      // the directory, opened by somebody else, who says what Path is; 0 for none
 }

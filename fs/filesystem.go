@@ -78,22 +78,27 @@ func New(stack *branches.Stack, opts Options) (*FS, error) {
 		}
 	}
 	for _, b := range stack.Writable() {
-		if err := f.adoptUpper(b); err != nil {
+		l, err := f.adoptUpper(b)
+		if err != nil {
 			return nil, err
 		}
+		f.indexes[b] = l
 	}
 	return f, f.addRoot()
 }
 
-// adoptUpper makes the writable branch b ready for changes and completes what
+// adoptUpper opens the link index of the writable branch b and completes what
 // an earlier daemon has left undone in it.
-func (f *FS) adoptUpper(b *branches.Branch) error {
+func (f *FS) adoptUpper(b *branches.Branch) (*linkIndex, error) {
 	links, err := openLinks(b)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	f.indexes[b] = links
-	return f.recover(links)
+	if err := f.recover(links); err != nil {
+		links.close()
+		return nil, err
+	}
+	return links, nil
 }
 
 // index returns the link index of the branch where the file n is at home.

@@ -26,7 +26,7 @@ import (
 // kept in the upper under .wh..wh.plnk: a work directory may be thrown away,
 // an upper may not.
 type linkIndex struct {
-	branch *branches.Branch // the upper that it belongs to. Immutable.
+	branch *branches.Branch // the upper that it belongs to. Changes only with the branches.
 	fd     int              // O_PATH descriptor. Immutable.
 	some   atomic.Bool      // the index may have entries
 	marked atomic.Bool      // the upper carries records.LinksAttr

@@ -32,19 +32,52 @@ func (f *FS) ChangeBranches(changes []branches.Change) ([]InUse, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !f.gate.shut(shutTime) {
+	indexes, err := f.openIndexes(plan)
+	if err != nil {
 		plan.Abort()
+		return nil, err
+	}
+	abort := func() {
+		closeIndexes(indexes)
+		plan.Abort()
+	}
+	if !f.gate.shut(shutTime) {
+		abort()
 		return nil, errs.New(errs.Busy, "requests are under way that take long: try again")
 	}
 	if users := f.usersOf(plan); len(users) > 0 {
 		f.gate.open()
-		plan.Abort()
+		abort()
 		return users, errs.New(errs.Busy, "branch %s is in use", users[0].Branch)
 	}
-	stale, err := f.commit(plan)
+	stale, err := f.commit(plan, indexes)
 	f.gate.open()
 	f.announce(stale)
+	if err != nil {
+		err = fmt.Errorf("the branches are changed, but not all could be looked at again: %w", err)
+	}
 	return nil, err
+}
+
+// openIndexes opens the link indexes of the branches that will be writable, and
+// completes what an earlier daemon has left undone there.
+func (f *FS) openIndexes(plan *branches.Plan) (map[*branches.Branch]*linkIndex, error) {
+	out := map[*branches.Branch]*linkIndex{}
+	for b, as := range plan.Promoted() {
+		l, err := f.adoptUpper(as)
+		if err != nil {
+			closeIndexes(out)
+			return nil, err
+		}
+		out[b] = l
+	}
+	return out, nil
+}
+
+func closeIndexes(list map[*branches.Branch]*linkIndex) {
+	for _, l := range list {
+		l.close()
+	}
 }
 
 // Remembered lists what the kernel remembers of the branches that changes
@@ -121,16 +154,15 @@ type stale struct {
 	nodes []*node // whose listings and attributes are out of date
 }
 
-// commit puts the plan into force. Preconditions: the gate is shut.
-func (f *FS) commit(plan *branches.Plan) (*stale, error) {
+// commit puts the plan into force, with the indexes of what will be writable.
+// Preconditions: the gate is shut.
+func (f *FS) commit(plan *branches.Plan, indexes map[*branches.Branch]*linkIndex) (*stale, error) {
 	r := &refresh{f: f, plan: plan, out: &stale{}}
 	r.collect()
 	plan.Commit()
-	var first error
-	for _, b := range f.stack.Writable() {
-		if f.indexes[b] == nil {
-			first = cmp.Or(first, f.adoptUpper(b))
-		}
+	for b, l := range indexes {
+		l.branch = b
+		f.indexes[b] = l
 	}
 	r.root()
 	for b, l := range f.indexes {
@@ -139,7 +171,7 @@ func (f *FS) commit(plan *branches.Plan) (*stale, error) {
 			delete(f.indexes, b)
 		}
 	}
-	return r.out, cmp.Or(first, r.err, plan.Drop())
+	return r.out, cmp.Or(r.err, plan.Drop())
 }
 
 // announce tells the kernel what is out of date.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The long forms of the suites that `make test` runs short: hours, as root.
-# soak.sh [parity|data|crash|pool|security|resources|stress]... runs some of them.
+# soak.sh [parity|data|crash|pool|aufs|branchtools|security|resources|stress]... runs some of them.
 set -eu
 cd "$(dirname "$0")/.."
 export LAYERFS_TEST_STRICT=1 LAYERFS_BIN=$PWD/bin/layerfs
@@ -16,7 +16,7 @@ run() {
 test_of() { go test -count=1 -timeout 8h "$@"; }
 export -f test_of
 
-for suite in "${@:-parity data crash pool security resources stress}"; do
+for suite in "${@:-parity data crash pool aufs branchtools security resources stress}"; do
 	for s in $suite; do
 		case $s in
 		parity) run parity LAYERFS_TEST_OPS=1000000 bash -c 'test_of ./tests/parity' ;;
@@ -26,6 +26,8 @@ for suite in "${@:-parity data crash pool security resources stress}"; do
 			run "pool, crashes" LAYERFS_TEST_CUTS=200 bash -c 'test_of ./tests/pool'
 			run "pool, model" LAYERFS_TEST_OPS=2000000 bash -c 'test_of -run TestModel ./blockstore'
 			;;
+		aufs) run aufs LAYERFS_TEST_CHANGES=1000 bash -c 'test_of ./tests/aufs' ;;
+		branchtools) run branchtools LAYERFS_TEST_FULL=1 bash -c 'test_of ./tests/branchtools' ;;
 		security) run security LAYERFS_TEST_SECONDS=60 bash -c 'test_of ./tests/security' ;;
 		resources) run resources LAYERFS_TEST_FULL=1 bash -c 'test_of ./tests/resources' ;;
 		stress) run stress tests/resources/stress.sh ;;

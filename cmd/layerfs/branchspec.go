@@ -36,7 +36,7 @@ func parseBranches(value string) ([]branches.Spec, error) {
 // writable unless it says otherwise. What follows the last "=" is a mode
 // unless it contains a slash: then it belongs to the directory's name.
 func parseBranch(item string, first bool) (branches.Spec, error) {
-	spec := branches.Spec{Path: item, Mode: branches.RO}
+	spec := branches.Spec{Path: item, Mode: branches.RO, Auto: true}
 	if first {
 		spec.Mode = branches.RW
 	}
@@ -51,7 +51,7 @@ func parseBranch(item string, first bool) (branches.Spec, error) {
 				return spec, errs.New(errs.Usage, "br=%s: attribute %q is unknown: use one of %s", item, a, strings.Join(branchAttrs, ", "))
 			}
 		}
-		spec.Path, spec.Mode, spec.Attr = item[:i], mode, words[1:]
+		spec.Path, spec.Mode, spec.Auto, spec.Attr = item[:i], mode, false, words[1:]
 	}
 	spec.Path = unescape(spec.Path)
 	if spec.Path == "" {

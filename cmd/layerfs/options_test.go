@@ -89,7 +89,7 @@ func TestParseOptions(t *testing.T) {
 			return c.AufsStyle && reflect.DeepEqual(c.Branches, []branches.Spec{
 				{Path: "/u", Mode: branches.RW, Attr: []string{"nolwh"}},
 				{Path: "/l", Mode: branches.RO, Attr: []string{"wh"}},
-				{Path: "/k", Mode: branches.RO},
+				{Path: "/k", Mode: branches.RO, Auto: true},
 			})
 		},
 		`dirs=/a=b/c:/d\:e=rr`: func(s *settings) bool {
