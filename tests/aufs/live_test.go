@@ -277,6 +277,9 @@ func TestHelperRemounts(t *testing.T) {
 // descriptor lost.
 func TestChangesUnderWork(t *testing.T) {
 	changes := 60
+	if testing.Short() {
+		changes = 20
+	}
 	if n, err := strconv.Atoi(os.Getenv("LAYERFS_TEST_CHANGES")); err == nil {
 		changes = n
 	}

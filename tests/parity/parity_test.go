@@ -47,7 +47,7 @@ func histories(t *testing.T, seeds []kept, play func(t *testing.T, seed uint64, 
 		t.Run(fmt.Sprint(s.seed), func(t *testing.T) { play(t, s.seed, perHistory) })
 	}
 	first := uint64(time.Now().Unix() % 1e6 * 1000)
-	for i := range uint64(max(1, setting("LAYERFS_TEST_OPS", 20000)/perHistory)) {
+	for i := range uint64(max(1, setting("LAYERFS_TEST_OPS", 15000)/perHistory)) {
 		t.Run(fmt.Sprint(first+i), func(t *testing.T) { play(t, first+i, perHistory) })
 		if t.Failed() && os.Getenv("LAYERFS_TEST_GO_ON") == "" {
 			return
