@@ -266,6 +266,9 @@ func TestManyBranches(t *testing.T) {
 
 // mount(8) reaches the same by its own syntax.
 func TestHelperRemounts(t *testing.T) {
+	if !harness.Root() {
+		t.Skip("an ordinary user's mount(8) cannot remount")
+	}
 	x := newLive(t, "u=rw:b=ro")
 	require.NoError(t, os.Symlink(harness.Bin(), x.P("mount.layerfs")))
 	r := x.Cmd(nil, x.P("mount.layerfs"), "layerfs", x.P("m"), "-o", "rw,remount,append:"+x.P("c")+"=ro")
