@@ -174,6 +174,7 @@ func (f *FS) copyIn(l *linkIndex, key string, res *branches.Resolution, identity
 type indexed struct {
 	key   string
 	links int32 // of the union
+	adj   int32 // of the node at that time
 }
 
 // indexCopy enters the finished copy tmp of n, whose attributes were st, into
@@ -189,7 +190,7 @@ func (l *linkIndex) indexCopy(n *node, low location, tmp string, st *sys.Stat) (
 		return nil, err
 	}
 	n.mu.Lock()
-	in := &indexed{key, int32(st.Nlink) + n.adj}
+	in := &indexed{key, int32(st.Nlink) + n.adj, n.adj}
 	n.mu.Unlock()
 	at := location{l.branch.Work.Tmp, tmp, noRelease}
 	err = l.mark()
@@ -222,11 +223,13 @@ func (l *linkIndex) unindexCopy(in *indexed) {
 // adoptIndexLocked completes indexCopy for a copy in its place, which has the
 // given number of links on disk. Preconditions: n.mu is held.
 func (f *FS) adoptIndexLocked(n *node, in *indexed, disk uint32) {
-	n.link, n.adj = "", 0 // of the branch that it was in, if any
+	gone := n.adj // names that were deleted while the copy was made, if in is not nil
+	n.link, n.adj = "", 0
 	if in == nil {
 		return
 	}
-	n.link, n.adj = in.key, in.links-int32(disk)
+	gone -= in.adj
+	n.link, n.adj = in.key, in.links+gone-int32(disk)
 	f.thawLinkLocked(n)
 	_ = sys.Unlink(f.topIndex().fd, hiddenName(in.key))
 }

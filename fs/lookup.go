@@ -37,6 +37,13 @@ func (f *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse
 func (f *FS) entry(n *node, st *sys.Stat, out *fuse.EntryOut) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.link != "" || n.adj != 0 {
+		// How many links are on disk and how many of them count belong together,
+		// and st was read before n.mu was held.
+		if now, err := f.statLocked(n); err == nil {
+			st = &now
+		}
+	}
 	out.NodeId = n.id
 	f.fillLocked(n, st, &out.Attr)
 	f.setValid(&out.EntryValid, &out.EntryValidNsec)
