@@ -223,13 +223,13 @@ func (l *linkIndex) unindexCopy(in *indexed) {
 // adoptIndexLocked completes indexCopy for a copy in its place, which has the
 // given number of links on disk. Preconditions: n.mu is held.
 func (f *FS) adoptIndexLocked(n *node, in *indexed, disk uint32) {
-	gone := n.adj // names that were deleted while the copy was made, if in is not nil
+	now := n.adj
 	n.link, n.adj = "", 0
 	if in == nil {
 		return
 	}
-	gone -= in.adj
-	n.link, n.adj = in.key, in.links+gone-int32(disk)
+	links := in.links + now - in.adj // names may have been deleted while the copy was made
+	n.link, n.adj = in.key, links-int32(disk)
 	f.thawLinkLocked(n)
 	_ = sys.Unlink(f.topIndex().fd, hiddenName(in.key))
 }

@@ -92,9 +92,9 @@ func (s *stage) outcome(c *change) outcome {
 }
 
 // TestKilled: see the package comment. LAYERFS_TEST_FULL=1 takes every call,
-// else it is every second, others in each dialect.
+// else it is every third, others in each dialect.
 func TestKilled(t *testing.T) {
-	step := 2
+	step := 3
 	if os.Getenv("LAYERFS_TEST_FULL") != "" {
 		step = 1
 	}
