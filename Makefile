@@ -7,8 +7,8 @@ MANDIR  ?= $(PREFIX)/share/man
 SBINDIR ?= /sbin
 LOWER   ?= /
 ROUNDS  ?= 3
-# What to measure: union, pool.
-BENCH   ?= union pool
+# What to measure: union, branches, pool.
+BENCH   ?= union branches pool
 FUZZTIME ?= 10m
 
 .PHONY: help

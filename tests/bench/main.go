@@ -22,6 +22,7 @@ var (
 	layerfs = flag.String("layerfs", "bin/layerfs", "the program")
 	rounds  = flag.Int("rounds", 3, "rounds; the median counts")
 	short   = flag.Bool("short", false, "a small made-up tree, one round")
+	many    = flag.Bool("branches", false, "compare numbers of branches instead of peers")
 )
 
 // peer is one way of putting an upper over the lower.
@@ -99,21 +100,16 @@ func bench() error {
 	if *short {
 		makeTree(lower)
 	}
+	there := installed()
+	if *many {
+		branches(there, lower)
+		return nil
+	}
 	writeRandom(filepath.Join(lower, bigName), bigSize)
 	// What untar unpacks: a part of the tree, packed beforehand.
 	sh("tar", "-C", filepath.Join(lower, "usr"), "-cf", filepath.Join(*dir, "share.tar"), "share")
 	unix.Sync()
 
-	var there []peer
-	for _, p := range peers {
-		if p.tool != "" {
-			if _, err := exec.LookPath(p.tool); err != nil {
-				fmt.Fprintf(os.Stderr, "%s is not installed: left out\n", p.name)
-				continue
-			}
-		}
-		there = append(there, p)
-	}
 	results := map[string]map[string][]time.Duration{}
 	for i := 0; i < *rounds; i++ {
 		for j := range there {
@@ -123,8 +119,21 @@ func bench() error {
 		}
 	}
 	report(there, results)
-	branches(there, lower)
 	return nil
+}
+
+// installed returns the peers that are there.
+func installed() (there []peer) {
+	for _, p := range peers {
+		if p.tool != "" {
+			if _, err := exec.LookPath(p.tool); err != nil {
+				fmt.Fprintf(os.Stderr, "%s is not installed: left out\n", p.name)
+				continue
+			}
+		}
+		there = append(there, p)
+	}
+	return there
 }
 
 // measure takes one peer through all rows.

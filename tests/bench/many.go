@@ -41,6 +41,7 @@ func branches(there []peer, lower string) {
 	}
 	cells := map[string][]string{}
 	for _, n := range manyBranches {
+		fmt.Fprintf(os.Stderr, "%d branches\n", n)
 		list := strings.Join(append(dirs[:n-1:n-1], "l"), ":")
 		for _, p := range there {
 			if p.mount == nil {
@@ -66,11 +67,18 @@ func branches(there []peer, lower string) {
 	}
 }
 
+// tooLong is when one round of a peer is enough.
+const tooLong = 30 * time.Second
+
 // manyTimes does the jobs on a mount of the list of branches, nil when the peer
 // cannot have so many.
 func manyTimes(p peer, list string, jobs []row) map[string][]time.Duration {
 	took := map[string][]time.Duration{}
-	for range *rounds {
+	start := time.Now()
+	for i := range *rounds {
+		if i > 0 && time.Since(start) > tooLong {
+			break
+		}
 		root, done := trySet(p, list)
 		if done == nil {
 			return nil
