@@ -103,12 +103,9 @@ func TestKernelReadsConverted(t *testing.T) {
 }
 
 // TestConvertKilled: see the package comment. LAYERFS_TEST_FULL=1 takes every
-// call, else it is every third, or in the short form every tenth.
+// call, else it is every third.
 func TestConvertKilled(t *testing.T) {
 	step := 3
-	if testing.Short() {
-		step = 10
-	}
 	if os.Getenv("LAYERFS_TEST_FULL") != "" {
 		step = 1
 	}
@@ -155,9 +152,6 @@ func TestConvertKilled(t *testing.T) {
 // is told, and the next run completes it. LAYERFS_TEST_FULL=1 takes every call.
 func TestConvertFails(t *testing.T) {
 	step := 9
-	if testing.Short() {
-		step = 30
-	}
 	if os.Getenv("LAYERFS_TEST_FULL") != "" {
 		step = 1
 	}
