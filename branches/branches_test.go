@@ -130,6 +130,42 @@ func TestRedirects(t *testing.T) {
 	require.Equal(t, NotFound, walkTo(t, s, "moved/hidden").Kind)
 }
 
+// What hides a directory to a lookup by its name hides it to one that comes
+// by a redirect: a whiteout beside a directory on the way, an opaque root.
+func TestRedirectStopsWhereNamesDo(t *testing.T) {
+	top := tree(t, "new/")
+	require.NoError(t, unix.Lsetxattr(filepath.Join(top, "new"), "user.overlay.redirect", []byte("/b/c"), 0))
+	bottom := tree(t, "b/c/low")
+	beside := openStack(t, top, tree(t, "b/", ".wh.b"), bottom)
+	require.Empty(t, names(t, beside, walkTo(t, beside, "new").Dir))
+	root := openStack(t, top, tree(t, "b/c/mid", ".wh..wh..opq"), bottom)
+	require.ElementsMatch(t, []string{"mid"}, names(t, root, walkTo(t, root, "new").Dir))
+}
+
+// Where a new name may go: at or above the branch whose whiteout hides it, and
+// in a directory not below the branch where that directory's own walk ended.
+func TestLimits(t *testing.T) {
+	dirs := []string{tree(t, "d/", "e/"), tree(t, "d/.wh.x", "e/.wh..wh..opq"), tree(t, "d/x", "e/x")}
+	var cfg Config
+	for _, dir := range dirs {
+		cfg.Branches = append(cfg.Branches, Spec{Path: dir, Mode: RW})
+	}
+	cfg.AufsStyle = true
+	s, err := Open(cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, s.Close()) })
+	d, e := walkTo(t, s, "d"), walkTo(t, s, "e")
+	res, err := s.Lookup(d.Dir, "x")
+	require.NoError(t, err)
+	require.Equal(t, 1, res.Limit.Index)
+	require.Equal(t, 1, s.Lowest(d.Dir, res.Limit))
+	require.Greater(t, d.Dir.Floor(), 2)
+	require.Equal(t, 1, e.Dir.Floor())
+	require.Len(t, e.Dir.Parts(), 2)
+	require.Equal(t, 0, s.ForCreate(e.Dir, nil, false).Index)
+	require.Equal(t, 1, s.AtOrAbove(s.Writable()[2], e.Dir.Floor()).Index)
+}
+
 // A redirect in the only branch that has the parent must be followed too:
 // such is a stack whose lower was once an upper.
 func TestRedirectBelowPureDirectory(t *testing.T) {
