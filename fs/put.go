@@ -45,6 +45,9 @@ func (f *FS) put(c *newcomer, done func()) error {
 	if err := f.checkNew(c.name); err != nil {
 		return err
 	}
+	if c.parent.dir.lost {
+		return unix.ESTALE // as in find
+	}
 	for {
 		if err := f.chooseBranch(c); err != nil {
 			return err

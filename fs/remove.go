@@ -30,6 +30,9 @@ func (f *FS) remove(parentID uint64, name string, dir bool) error {
 	if whiteout.Reserved(name) {
 		return unix.ENOENT
 	}
+	if parent.dir.lost {
+		return unix.ESTALE // as in find
+	}
 	on, err := f.branchToRemove(parent, name)
 	for again := true; err == nil && again; {
 		if err = f.copyUpTo(parent, on); err == nil {
