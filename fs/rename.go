@@ -1,6 +1,8 @@
 package fs
 
 import (
+	"sync"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
@@ -61,7 +63,7 @@ func (f *FS) rename(from, to *side, flags uint32) error {
 // another, which r then says.
 func (f *FS) renameIn(r *renaming, flags uint32) (again bool, err error) {
 	from, to := r.from, r.to
-	unlock := f.lockDirs(from.parent, to.parent)
+	unlock := lockDirs(from.parent, to.parent)
 	defer unlock()
 	defer f.releaseSide(r.on, from)
 	defer f.releaseSide(r.on, to)
@@ -91,36 +93,30 @@ func (f *FS) renameIn(r *renaming, flags uint32) (again bool, err error) {
 
 // lockDirs locks the directories of a rename: an ancestor first, else in the
 // order of their ids.
-func (f *FS) lockDirs(a, b *node) (unlock func()) {
-	if a == b {
-		a.dir.mu.Lock()
-		return a.dir.mu.Unlock
-	}
-	a, b = inOrder(a, b)
-	a.dir.mu.Lock()
-	b.dir.mu.Lock()
-	return func() { b.dir.mu.Unlock(); a.dir.mu.Unlock() }
+func lockDirs(a, b *node) (unlock func()) {
+	return lockBoth(a, b, func(n *node) sync.Locker { return &n.dir.mu })
 }
 
 // rlockDirs is lockDirs for those who only look.
-func (f *FS) rlockDirs(a, b *node) (unlock func()) {
-	if a == b {
-		a.dir.mu.RLock()
-		return a.dir.mu.RUnlock
-	}
-	a, b = inOrder(a, b)
-	a.dir.mu.RLock()
-	b.dir.mu.RLock()
-	return func() { b.dir.mu.RUnlock(); a.dir.mu.RUnlock() }
+func rlockDirs(a, b *node) (unlock func()) {
+	return lockBoth(a, b, func(n *node) sync.Locker { return n.dir.mu.RLocker() })
 }
 
-// inOrder returns two directories in the order in which they are locked.
-// Preconditions: renameMu is held.
-func inOrder(a, b *node) (first, second *node) {
-	if isBelow(a, b) || !isBelow(b, a) && a.id > b.id {
-		return b, a
+// lockBoth locks two directories, which may be one. Preconditions: renameMu is
+// held if they are two.
+func lockBoth(a, b *node, of func(*node) sync.Locker) (unlock func()) {
+	if a == b {
+		l := of(a)
+		l.Lock()
+		return l.Unlock
 	}
-	return a, b
+	if isBelow(a, b) || !isBelow(b, a) && a.id > b.id {
+		a, b = b, a
+	}
+	first, second := of(a), of(b)
+	first.Lock()
+	second.Lock()
+	return func() { second.Unlock(); first.Unlock() }
 }
 
 // isBelow reports whether directory a lies somewhere in directory b.

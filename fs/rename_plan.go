@@ -39,7 +39,7 @@ func (f *FS) planRename(r *renaming) (err error) {
 	if !f.stack.Several() {
 		return nil
 	}
-	unlock := f.rlockDirs(r.from.parent, r.to.parent)
+	unlock := rlockDirs(r.from.parent, r.to.parent)
 	defer unlock()
 	for _, s := range []*side{r.from, r.to} {
 		if err := f.lookAt(s); err != nil {

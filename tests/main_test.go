@@ -3,7 +3,6 @@ package tests
 import (
 	"errors"
 	"os"
-	"strconv"
 	"syscall"
 	"testing"
 	"unsafe"
@@ -53,13 +52,8 @@ func ptr(b []byte) unsafe.Pointer { return unsafe.Pointer(&b[0]) }
 // search, else what fits the kind of run.
 func seeds(t testing.TB, long, short int) int {
 	t.Helper()
-	if v := os.Getenv("LAYERFS_TEST_SEEDS"); v != "" {
-		n, err := strconv.Atoi(v)
-		require.NoError(t, err)
-		return n
-	}
 	if testing.Short() {
-		return short
+		long = short
 	}
-	return long
+	return harness.Setting("LAYERFS_TEST_SEEDS", long)
 }

@@ -283,9 +283,7 @@ func TestChangesUnderWork(t *testing.T) {
 	if testing.Short() {
 		changes = 20
 	}
-	if n, err := strconv.Atoi(os.Getenv("LAYERFS_TEST_CHANGES")); err == nil {
-		changes = n
-	}
+	changes = harness.Setting("LAYERFS_TEST_CHANGES", changes)
 	e := harness.New(t)
 	e.Sh(`mkdir a b c src; for b in a b c; do for i in 0 1 2 3 4 5 6 7 8 9; do mkdir -p $b/t/$b/$i; echo $b >$b/t/$b/$i/f; echo $b >$b/t/same$i; done; done
 		mkdir u/src; printf 'int main(void){return %s;}\n' 0 >u/src/x.c`)

@@ -36,6 +36,8 @@ is() { [ "$1" = "$2" ] || { echo "'$1' is not '$2'"; exit 1; }; }
 const (
 	smallA = "mount -t tmpfs -o size=4m t a; mount -t tmpfs -o size=64m t b; "
 	noTmp  = "umount a b"
+	// bigXattr makes a file with more in an attribute than ext4 takes.
+	bigXattr = "truncate -s 8M i; mkfs.ext4 -q i; mount -o loop i a; mount -t tmpfs t b; echo x >b/f; setfattr -n user.small -v s b/f; setfattr -n user.big -v $(head -c 20000 /dev/zero | tr '\\0' x) b/f"
 )
 
 var rules = map[string][]rule{
@@ -148,6 +150,16 @@ var rules = map[string][]rule{
 		{says: "dirperm1: aufs checks the permission bits of the directory on the topmost branch and the permission bits on all lower branches are ignored.",
 			root: true, setup: "mkdir -m 700 b/d; >b/d/f", br: "a=rw:b=ro", opts: "dirperm1",
 			do: "fails setpriv --reuid 65534 --clear-groups ls m/d; chmod 755 m/d; setpriv --reuid 65534 --clear-groups ls m/d | grep -q f"},
+	},
+	"extended attributes": {
+		{says: "When an internal copy-up/down happens, aufs tries copying all XATTRs. Here an error can happen because of the XATTR support on the dst branch may different.",
+			root: true, setup: bigXattr, br: "a=rw:b=ro", do: "fails sh -c 'echo y >>m/f'; lacks a/f; is \"$(cat m/f)\" x", after: noTmp},
+		{says: "`icexusr' [is] for ... \"user\" categories individually.",
+			root: true, setup: bigXattr, br: "a=rw+icexusr:b=ro", do: "echo y >>m/f; has a/f; is \"$(getfattr --only-values -n user.small m/f)\" s; fails getfattr -n user.big m/f", after: noTmp},
+		{says: "`icexsec' means to ignore an error on copying-up/down XATTR categorized as \"security\".",
+			root: true, setup: bigXattr, br: "a=rw+icexsec:b=ro", do: "fails sh -c 'echo y >>m/f'; lacks a/f", after: noTmp},
+		{says: "To be convenient, `icex` sets them all.",
+			root: true, setup: bigXattr, br: "a=rw+icex:b=ro", do: "echo y >>m/f; has a/f", after: noTmp},
 	},
 	"hard links": {
 		{says: "Even if a file has several names on a readonly branch, a change by one of them is seen by all (plink); here also after a remount.",

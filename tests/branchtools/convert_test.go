@@ -106,7 +106,7 @@ func TestKernelReadsConverted(t *testing.T) {
 // call, else it is every third.
 func TestConvertKilled(t *testing.T) {
 	step := 3
-	if os.Getenv("LAYERFS_TEST_FULL") != "" {
+	if harness.Full() {
 		step = 1
 	}
 	for i, from := range dialects {
@@ -152,7 +152,7 @@ func TestConvertKilled(t *testing.T) {
 // is told, and the next run completes it. LAYERFS_TEST_FULL=1 takes every call.
 func TestConvertFails(t *testing.T) {
 	step := 9
-	if os.Getenv("LAYERFS_TEST_FULL") != "" {
+	if harness.Full() {
 		step = 1
 	}
 	for i, from := range dialects {

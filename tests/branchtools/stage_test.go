@@ -50,7 +50,7 @@ func newStage(t *testing.T) *stage {
 	t.Helper()
 	harness.RequireFUSE(t)
 	e := harness.New(t).Tree("l", lower).Tree("l2", lower2)
-	s := &stage{e, newPlan(t, e)}
+	s := &stage{e, e.Plan()}
 	s.Sh("find l l2 -depth -exec touch -h -d 2001-01-01 {} +")
 	return s
 }

@@ -3,7 +3,6 @@ package crash
 import (
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 
@@ -37,7 +36,7 @@ func TestFaults(t *testing.T) {
 
 // faults makes the change fail at each of its calls in turn.
 func (s *stage) faults(c *change, seed int) {
-	full := os.Getenv("LAYERFS_TEST_FULL") != ""
+	full := harness.Full()
 	o := s.outcome(c)
 	if !full {
 		s.faultsOf(c, &o, false, func(n int) unix.Errno {

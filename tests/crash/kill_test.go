@@ -2,7 +2,6 @@ package crash
 
 import (
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -28,9 +27,9 @@ func newStage(t *testing.T, dialect string) *stage {
 	t.Helper()
 	e := harness.New(t)
 	if dialect == several {
-		return &stage{e, newPlan(t, e), "br=" + e.P("u") + "=rw:" + e.P("l") + "=rw:" + e.P("l2") + "=ro"}
+		return &stage{e, e.Plan(), "br=" + e.P("u") + "=rw:" + e.P("l") + "=rw:" + e.P("l2") + "=ro"}
 	}
-	return &stage{e, newPlan(t, e), "lowerdir=" + e.P("l") + ":" + e.P("l2") + ",upperdir=" + e.P("u") + ",workdir=" + e.P("w") + ",whiteout=" + dialect}
+	return &stage{e, e.Plan(), "lowerdir=" + e.P("l") + ":" + e.P("l2") + ",upperdir=" + e.P("u") + ",workdir=" + e.P("w") + ",whiteout=" + dialect}
 }
 
 // fill makes the branches as they are before a case, and the mount with what
@@ -95,7 +94,7 @@ func (s *stage) outcome(c *change) outcome {
 // else it is every third, others in each dialect.
 func TestKilled(t *testing.T) {
 	step := 3
-	if os.Getenv("LAYERFS_TEST_FULL") != "" {
+	if harness.Full() {
 		step = 1
 	}
 	for d, dialect := range []string{"overlay", "aufs", "xattr", several} {

@@ -5,7 +5,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,10 +28,7 @@ const (
 // TestPowerCut: see the package comment.
 func TestPowerCut(t *testing.T) {
 	harness.RequireRoot(t)
-	cuts, err := strconv.Atoi(os.Getenv("LAYERFS_TEST_CUTS"))
-	if err != nil {
-		cuts = 3
-	}
+	cuts := harness.Setting("LAYERFS_TEST_CUTS", 3)
 	for _, fs := range []struct{ name, mkfs, pkg string }{
 		{"ext4", "mkfs.ext4 -q -F", "e2fsprogs"}, {"xfs", "mkfs.xfs -q -f", "xfsprogs"},
 	} {

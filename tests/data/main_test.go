@@ -2,11 +2,8 @@ package data
 
 import (
 	"os"
-	"strconv"
 	"syscall"
 	"testing"
-
-	"github.com/stretchr/testify/require"
 
 	"github.com/layerfs/layerfs/tests/harness"
 )
@@ -19,25 +16,13 @@ func TestMain(m *testing.M) {
 	harness.Main(m)
 }
 
-// number is the value of a variable of the environment, or what it is without.
-func number(t testing.TB, name string, otherwise int) int {
-	t.Helper()
-	v := os.Getenv(name)
-	if v == "" {
-		return otherwise
-	}
-	n, err := strconv.Atoi(v)
-	require.NoError(t, err, name)
-	return n
-}
-
 // ops is how many operations a test does.
 func ops(t testing.TB, otherwise int) int {
 	t.Helper()
 	if testing.Short() {
 		otherwise /= 4
 	}
-	return number(t, "LAYERFS_TEST_OPS", otherwise)
+	return harness.Setting("LAYERFS_TEST_OPS", otherwise)
 }
 
 // story is a seed that is always tried, and why: one that has found a bug
@@ -50,7 +35,7 @@ type story struct {
 // seeds returns the seeds to try.
 func seeds(t testing.TB, table []story) []story {
 	t.Helper()
-	if n := number(t, "LAYERFS_TEST_SEED", -1); n >= 0 {
+	if n := harness.Setting("LAYERFS_TEST_SEED", -1); n >= 0 {
 		return []story{{n, "asked for"}}
 	}
 	return table

@@ -2,7 +2,6 @@ package layers
 
 import (
 	"os"
-	"strconv"
 	"syscall"
 	"testing"
 
@@ -14,18 +13,6 @@ import (
 func TestMain(m *testing.M) {
 	syscall.Umask(022)
 	harness.Main(m)
-}
-
-// setting is a number from the environment, or what it is without.
-func setting(t *testing.T, name string, otherwise int) int {
-	t.Helper()
-	v := os.Getenv(name)
-	if v == "" {
-		return otherwise
-	}
-	n, err := strconv.Atoi(v)
-	require.NoError(t, err, name)
-	return n
 }
 
 // diff writes the layer of what args name to the file out in the environment.

@@ -23,7 +23,7 @@ var kept = []uint64{}
 // the merged one.
 func TestRandom(t *testing.T) {
 	harness.RequireFUSE(t)
-	if seed := setting(t, "LAYERFS_TEST_SEED", 0); seed != 0 {
+	if seed := harness.Setting("LAYERFS_TEST_SEED", 0); seed != 0 {
 		play(t, uint64(seed))
 		return
 	}
@@ -31,7 +31,7 @@ func TestRandom(t *testing.T) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) { play(t, seed) })
 	}
 	first := uint64(time.Now().Unix() % 1e6 * 1000)
-	for i := range uint64(setting(t, "LAYERFS_TEST_OPS", 20)) {
+	for i := range uint64(harness.Setting("LAYERFS_TEST_OPS", 20)) {
 		t.Run(fmt.Sprint(first+i), func(t *testing.T) { play(t, first+i) })
 	}
 }

@@ -21,7 +21,7 @@ const user = 1
 
 // compareEvery is how many operations lie between two comparisons of the trees.
 // To find the operation that parts them, set it to 1.
-var compareEvery = setting("LAYERFS_TEST_COMPARE", usualCompare)
+var compareEvery = harness.Setting("LAYERFS_TEST_COMPARE", usualCompare)
 
 const usualCompare = 250
 

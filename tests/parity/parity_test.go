@@ -39,15 +39,15 @@ var (
 )
 
 func histories(t *testing.T, seeds []kept, play func(t *testing.T, seed uint64, n int)) {
-	if s := setting("LAYERFS_TEST_SEED", 0); s != 0 {
-		play(t, uint64(s), setting("LAYERFS_TEST_OPS", perHistory))
+	if s := harness.Setting("LAYERFS_TEST_SEED", 0); s != 0 {
+		play(t, uint64(s), harness.Setting("LAYERFS_TEST_OPS", perHistory))
 		return
 	}
 	for _, s := range seeds {
 		t.Run(fmt.Sprint(s.seed), func(t *testing.T) { play(t, s.seed, perHistory) })
 	}
 	first := uint64(time.Now().Unix() % 1e6 * 1000)
-	for i := range uint64(max(1, setting("LAYERFS_TEST_OPS", 15000)/perHistory)) {
+	for i := range uint64(max(1, harness.Setting("LAYERFS_TEST_OPS", 15000)/perHistory)) {
 		t.Run(fmt.Sprint(first+i), func(t *testing.T) { play(t, first+i, perHistory) })
 		if t.Failed() && os.Getenv("LAYERFS_TEST_GO_ON") == "" {
 			return

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"testing"
 	"time"
 
@@ -28,12 +27,7 @@ func TestMain(m *testing.M) {
 	harness.Main(m)
 }
 
-func cuts(short int) int {
-	if n, err := strconv.Atoi(os.Getenv("LAYERFS_TEST_CUTS")); err == nil {
-		return n
-	}
-	return short
-}
+func cuts(short int) int { return harness.Setting("LAYERFS_TEST_CUTS", short) }
 
 // victim is a pool that is crashed again and again.
 type victim struct {

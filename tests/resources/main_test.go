@@ -27,12 +27,9 @@ func TestMain(m *testing.M) {
 	harness.Main(m)
 }
 
-// full reports whether the full size is asked for.
-func full() bool { return os.Getenv("LAYERFS_TEST_FULL") == "1" }
-
 // size is the full or the short size.
 func size(most, few int) int {
-	if full() {
+	if harness.Full() {
 		return most
 	}
 	return few

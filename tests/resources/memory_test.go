@@ -36,7 +36,7 @@ func TestWalk(t *testing.T) {
 		return
 	}
 	forget(t, m)
-	if !full() { // too little to tell from what Go's runtime keeps for itself
+	if !harness.Full() { // too little to tell from what Go's runtime keeps for itself
 		return
 	}
 	// The collector runs every two minutes if nothing else is the matter.

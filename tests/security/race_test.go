@@ -3,7 +3,6 @@ package security
 import (
 	"fmt"
 	"os"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -23,10 +22,7 @@ const secret = "what-lies-outside"
 // themselves, so whatever they get or change outside was the daemon's doing.
 // LAYERFS_TEST_SECONDS is how long; 60 for the long form.
 func TestEscapeSymlinkRace(t *testing.T) {
-	seconds, err := strconv.Atoi(os.Getenv("LAYERFS_TEST_SECONDS"))
-	if err != nil {
-		seconds = 3
-	}
+	seconds := harness.Setting("LAYERFS_TEST_SECONDS", 3)
 	for _, c := range []struct{ branch, opts string }{{"u", "timeout=0"}, {"l", "timeout=0"}, {"u", "timeout=1"}} {
 		t.Run(c.branch+" "+c.opts, func(t *testing.T) {
 			t.Parallel()
