@@ -210,6 +210,7 @@ func TestBadStacks(t *testing.T) {
 		"missing work":       {Config{Branches: []Spec{rw}, WorkDir: dir + "/nope"}, errs.NotFound, "nope"},
 		"work in upper":      {Config{Branches: []Spec{rw}, WorkDir: up + "/in"}, errs.Usage, "overlap"},
 		"mount in upper":     {Config{Branches: []Spec{rw}, WorkDir: work, Mountpoint: up + "/in"}, errs.Usage, "inside the upper"},
+		"upper twice":        {Config{Branches: []Spec{rw, {Path: up, Mode: RO}}, WorkDir: work}, errs.Usage, "given twice"},
 		"lower in upper":     {Config{Branches: []Spec{rw, {Path: up + "/in", Mode: RO}}, WorkDir: work}, errs.Usage, "inside the writable"},
 		"branch in mount":    {Config{Branches: []Spec{{Path: up + "/in", Mode: RO}}, Mountpoint: up}, errs.Usage, "inside the mountpoint"},
 		"work on another fs": {Config{Branches: []Spec{rw}, WorkDir: "/dev/shm"}, errs.Usage, "different file systems"},

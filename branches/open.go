@@ -31,6 +31,10 @@ func openBranch(index int, spec Spec, cfg Config) (*Branch, error) {
 		return nil, errs.New(errs.Failed, "branch %s: %w", spec.Path, err)
 	}
 	b.Dev = st.Dev
+	if b.isKernels() {
+		sys.Close(fd)
+		return nil, errs.New(errs.Usage, "branch %s is of the kernel's own (procfs or sysfs), which cannot be a branch", spec.Path)
+	}
 	if _, err := sys.ReadDirUntouched(fd); err != nil {
 		sys.Close(fd)
 		return nil, errs.New(errs.Failed, "branch %s cannot be read: %w", spec.Path, err)
@@ -72,6 +76,13 @@ func (b *Branch) setMode(spec Spec, cfg Config) {
 		b.Mode = RR
 	}
 	b.whiteouts = !cfg.AufsStyle || b.Mode == RW || slices.Contains(spec.Attr, "wh")
+}
+
+// isKernels reports whether what is in b comes and goes by itself: "some are not
+// accepted such like sysfs, procfs" (aufs(5), Branch Syntax).
+func (b *Branch) isKernels() bool {
+	st, err := sys.Statfs(b.Root)
+	return err == nil && (st.Type == unix.PROC_SUPER_MAGIC || st.Type == unix.SYSFS_MAGIC)
 }
 
 // neverChanges reports whether b is of a type for which rr is "set by default"
@@ -155,11 +166,13 @@ func (s *Stack) checkOverlaps(cfg Config) error {
 	return nil
 }
 
-// checkInside refuses branches inside the writable branch up, and a writable
-// branch given twice.
+// checkInside refuses branches inside the writable branch up, and up again.
 func (s *Stack) checkInside(up *Branch) error {
 	for _, b := range s.branches {
-		if b != up && (b.Index > up.Index || b.Path != up.Path) && within(b.Path, up.Path) {
+		if b.Path == up.Path && b.Index > up.Index {
+			return errs.New(errs.Usage, "branch %s is given twice, and is writable", b.Path)
+		}
+		if b.Path != up.Path && within(b.Path, up.Path) {
 			return errs.New(errs.Usage, "branch %s lies inside the writable branch %s", b.Path, up.Path)
 		}
 	}

@@ -140,13 +140,11 @@ func rootIdentity(tree *branches.Dir) *branches.Branch {
 	return parts[len(parts)-1].Branch
 }
 
-// Gate is what every request has to be inside of while it is handled.
-func (f *FS) Gate() interface {
-	Enter()
-	Leave()
-} {
-	return &f.gate
-}
+// Enter and Leave implement fusedev.Gate: every request is inside while it is handled.
+func (f *FS) Enter() { f.gate.Enter() }
+
+// Leave ends what Enter has begun.
+func (f *FS) Leave() { f.gate.Leave() }
 
 // SetNotifier gives f the way to the kernel's caches.
 func (f *FS) SetNotifier(n Notifier) { f.notify.Store(&n) }

@@ -32,7 +32,7 @@ type watcher struct {
 const watched = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_ATTRIB | unix.IN_MODIFY | unix.IN_ONLYDIR
 
 func newWatcher(f *FS) (*watcher, error) {
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	fd, err := sys.Inotify()
 	if err != nil {
 		return nil, err
 	}

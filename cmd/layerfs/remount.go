@@ -74,6 +74,9 @@ func remount(mountpoint string, options []string, strict bool) error {
 			}
 		}
 	}
+	if strict && !flags && len(list) == 0 {
+		return errs.New(errs.Usage, "remount: -o names no change (see `layerfs remount --help`)")
+	}
 	path, err := absolute(mountpoint)
 	if err != nil {
 		return err

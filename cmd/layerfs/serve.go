@@ -92,7 +92,7 @@ func (inv *invocation) open() (*session, error) {
 		return nil, err
 	}
 	f.SetNotifier(conn)
-	conn.Gate = f.Gate()
+	conn.Gate = f
 	s := &session{inv.mountpoint, f, conn, logger, make(chan error, 1)}
 	go func() { s.ended <- conn.Serve(f, fuseOpts) }()
 	return s, nil

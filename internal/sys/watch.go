@@ -2,6 +2,9 @@ package sys
 
 import "golang.org/x/sys/unix"
 
+// Inotify opens a queue of events, for reading through the runtime's poller.
+func Inotify() (fd int, err error) { return unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK) }
+
 // Watch has inotify watch the directory dirfd, which may be an O_PATH handle.
 func Watch(inotify, dirfd int, mask uint32) (wd int32, err error) {
 	err = retry("inotify_add_watch", func() error {
