@@ -84,18 +84,19 @@ func Dup(fd int) (dup int, err error) {
 	return dup, err
 }
 
-// procPath is the magic link of fd in /proc, for calls that take no O_PATH descriptor.
-func procPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+// ProcPath is the magic link of fd in /proc, for calls that take no O_PATH descriptor,
+// and for names that would be too long by their path.
+func ProcPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
 // procEntry is name below dirfd by way of /proc; the last component is not
 // followed by the l* calls.
 func procEntry(dirfd int, name string) string {
 	if name == "" || name == "." {
-		return procPath(dirfd)
+		return ProcPath(dirfd)
 	}
-	return procPath(dirfd) + "/" + name
+	return ProcPath(dirfd) + "/" + name
 }
 
 // PathOf returns where the directory fd is in the file system, as the kernel
 // knows it.
-func PathOf(fd int) (string, error) { return os.Readlink(procPath(fd)) }
+func PathOf(fd int) (string, error) { return os.Readlink(ProcPath(fd)) }
