@@ -32,7 +32,7 @@ func redirectsBelow(dirfd int, name string) (bool, error) {
 		return true, err
 	}
 	fd, err := sys.OpenIn(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err == unix.EXDEV {
+	if err == unix.EXDEV || err == unix.ENOTDIR || err == unix.ELOOP { // a mount, or no directory
 		return false, nil
 	}
 	if err != nil {
@@ -44,7 +44,7 @@ func redirectsBelow(dirfd int, name string) (bool, error) {
 		return false, err
 	}
 	for _, e := range entries {
-		if e.Type == unix.DT_DIR {
+		if e.Type == unix.DT_DIR || e.Type == unix.DT_UNKNOWN {
 			if has, err := redirectsBelow(fd, e.Name); has || err != nil {
 				return has, err
 			}

@@ -37,7 +37,7 @@ var commands = map[string]func(args []string) error{
 // must not be taken for mountpoints.
 var absent = []string{
 	"settle",
-	"layer", "container", "run", "probe", "info", "device",
+	"layer", "container", "run", "info", "device",
 }
 
 func main() {
