@@ -12,6 +12,7 @@ import (
 
 	"github.com/layerfs/layerfs/branches"
 	"github.com/layerfs/layerfs/internal/errs"
+	"github.com/layerfs/layerfs/internal/mounts"
 	"github.com/layerfs/layerfs/internal/sys"
 	"github.com/layerfs/layerfs/layers/driver"
 )
@@ -350,4 +351,11 @@ func (s *Store) Use(name string) (driver.Source, *os.File, error) {
 		return driver.Source{}, nil, err
 	}
 	return src, h.lock.f, nil
+}
+
+// mountedOn reports whether something is mounted on the directory at, an absolute path
+// without symbolic links. The kernel's table says so also of mounts whose daemon is dead.
+func mountedOn(at string) bool {
+	_, ok, err := mounts.On(at)
+	return ok && err == nil
 }

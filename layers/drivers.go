@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/layerfs/layerfs/internal/errs"
+	"github.com/layerfs/layerfs/kernelbackend"
 	"github.com/layerfs/layerfs/layers/driver"
 	"github.com/layerfs/layerfs/layers/driver/stacked"
 	"github.com/layerfs/layerfs/layers/driver/whole"
@@ -24,16 +25,14 @@ const (
 
 // drivers are those that auto looks at, the best first.
 var drivers = []struct {
-	name   string
-	usable func(root string, cfg Config) error
-	open   func(home string, cfg Config) (driver.Driver, error)
+	name  string
+	needs string // of kernelbackend.Probe; "" for nothing
+	open  func(home string, cfg Config) (driver.Driver, error)
 }{
-	{Btrfs, func(root string, _ Config) error { return whole.BtrfsUsable(root) },
-		func(home string, _ Config) (driver.Driver, error) { return whole.NewBtrfs(home) }},
-	{Union, func(_ string, cfg Config) error { return unionUsable(cfg) },
-		func(home string, cfg Config) (driver.Driver, error) { return newUnion(home, cfg) }},
-	{VFS, func(string, Config) error { return nil },
-		func(home string, _ Config) (driver.Driver, error) { return whole.NewVFS(home) }},
+	{Overlay, kernelbackend.OverlayHere, func(home string, _ Config) (driver.Driver, error) { return stacked.New(home, stacked.Overlay{}) }},
+	{Btrfs, kernelbackend.Btrfs, func(home string, _ Config) (driver.Driver, error) { return whole.NewBtrfs(home) }},
+	{Union, kernelbackend.FUSE, func(home string, cfg Config) (driver.Driver, error) { return newUnion(home, cfg) }},
+	{VFS, "", func(home string, _ Config) (driver.Driver, error) { return whole.NewVFS(home) }},
 }
 
 // aliases are the names that other programs have for drivers.
@@ -65,30 +64,25 @@ type Choice struct {
 	Reason string `json:"reason,omitempty"` // why it cannot be used
 }
 
-// Choices tells of every driver whether it can be used for a store in the directory root.
-func Choices(root string, cfg Config) (list []Choice) {
-	chosen := false
+// choose tries the drivers in the directory root, and returns the best that works and
+// what it found of those before.
+func choose(root string) (name string, list []Choice, err error) {
 	for _, d := range drivers {
-		c := Choice{Driver: d.name}
-		if err := d.usable(root, cfg); err != nil {
-			c.Reason = err.Error()
-		} else {
-			c.Chosen, chosen = !chosen, true
+		c := Choice{Driver: d.name, Chosen: d.needs == ""}
+		if d.needs != "" {
+			b, err := kernelbackend.ProbeOne(root, d.needs)
+			if err != nil {
+				return "", nil, err
+			}
+			c.Chosen, c.Reason = b.OK, b.Reason
 		}
 		list = append(list, c)
-	}
-	return list
-}
-
-// choose returns the best driver that can be used.
-func choose(root string, cfg Config) (string, []Choice, error) {
-	list := Choices(root, cfg)
-	for _, c := range list {
 		if c.Chosen {
-			return c.Driver, list, nil
+			name = d.name
+			break
 		}
 	}
-	return "", list, errs.New(errs.Unsupported, "no driver can be used here") // vfs always can
+	return name, list, nil
 }
 
 // openDriver opens the driver name, whose files are in home.
@@ -104,13 +98,6 @@ func openDriver(name, home string, cfg Config) (driver.Driver, error) {
 		return dr, nil
 	}
 	return nil, errs.New(errs.Unsupported, "the store has driver %q, which this layerfs does not know", name)
-}
-
-func unionUsable(cfg Config) error {
-	if cfg.Union == nil {
-		return errs.New(errs.Unsupported, "this program makes no FUSE mounts")
-	}
-	return cfg.Union.Usable()
 }
 
 func newUnion(home string, cfg Config) (driver.Driver, error) {

@@ -84,7 +84,14 @@ func (x index) view(fn func(txn) error) error {
 // update calls fn with the index; what it changes is on disk when update has
 // returned nil, and has not happened otherwise.
 func (x index) update(fn func(txn) error) error {
-	return x.open(false, func(db *bolt.DB) error { return db.Update(func(tx *bolt.Tx) error { return fn(txn{tx}) }) })
+	return x.open(false, func(db *bolt.DB) error {
+		return db.Update(func(tx *bolt.Tx) error {
+			if err := fn(txn{tx}); err != nil {
+				return err
+			}
+			return sys.Step("index commit")
+		})
+	})
 }
 
 // open opens the index for the time of use. The lock is ours rather than bbolt's,
@@ -246,10 +253,11 @@ func (t txn) below(parent string) (trees []string, err error) {
 // maxDepth is how many layers may stand on each other. Kernel overlay takes 500.
 const maxDepth = 500
 
-// dependent returns what stands on the layer id, in words; "" for nothing.
-func (t txn) dependent(id string) (what string, err error) {
+// dependent returns what stands on the layer id beside the layer but, in words; "" for
+// nothing.
+func (t txn) dependent(id, but string) (what string, err error) {
 	err = each(t, layerBucket, func(l *Layer) error {
-		if l.Parent == id {
+		if l.Parent == id && l.ID != but {
 			what = "layer " + l.title()
 		}
 		return nil

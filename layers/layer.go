@@ -2,7 +2,6 @@ package layers
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"regexp"
 	"slices"
@@ -193,86 +192,4 @@ func (s *Store) DiffLayer(ref string, out io.Writer) error {
 
 func (s *Store) writeDiff(t driver.Tree, out io.Writer) error {
 	return s.driver.Compare(t, func(cmp branches.Comparison) error { return oci.Diff(out, cmp, s.warn) })
-}
-
-// RemoveLayer takes a name from a layer. The layer goes with its last name, and with
-// it those below that have no name and nothing else on them. A layer that something
-// stands on is refused.
-func (s *Store) RemoveLayer(ref string) error {
-	for first := true; ; first = false {
-		parent, err := s.removeOne(ref, first)
-		if err != nil || parent == "" {
-			return err
-		}
-		ref = parent
-	}
-}
-
-// removeOne removes one layer and returns its parent, if that is to go next. asked is
-// whether the user has named it.
-func (s *Store) removeOne(ref string, asked bool) (next string, err error) {
-	var l *Layer
-	err = s.index.view(func(t txn) (err error) { l, err = t.layer(ref); return err })
-	if err != nil {
-		if !asked && errs.Of(err) == errs.NotFound {
-			return "", nil // somebody else was quicker
-		}
-		return "", err
-	}
-	lock, err := s.lockTree(l.Tree, true, "layer "+l.title())
-	if err != nil {
-		return "", err
-	}
-	defer lock.unlock()
-	gone := false
-	err = s.index.update(func(t txn) (err error) {
-		l, gone, err = beginRemoval(t, ref, asked)
-		return err
-	})
-	if err != nil || !gone {
-		return "", err
-	}
-	if err := s.driver.Remove(l.Tree); err != nil {
-		return "", fmt.Errorf("layer %s: %w", ref, err)
-	}
-	return l.Parent, s.index.update(func(t txn) error { return t.delete(layerBucket, []byte(l.ID)) })
-}
-
-// beginRemoval takes the name ref from its layer, and records the removal of the
-// layer if that is due.
-func beginRemoval(t txn, ref string, asked bool) (l *Layer, gone bool, err error) {
-	if l, err = t.layer(ref); err != nil {
-		return nil, false, err
-	}
-	others := slices.DeleteFunc(slices.Clone(l.Names), func(n string) bool { return n == ref })
-	byName := len(others) < len(l.Names)
-	switch {
-	case !asked && len(l.Names) > 0:
-		return l, false, nil
-	case byName && len(others) > 0:
-		l.Names = others
-		return l, false, rename(t, l, ref)
-	}
-	what, err := t.dependent(l.ID)
-	switch {
-	case err != nil || what != "" && !asked:
-		return l, false, err
-	case what != "":
-		return l, false, errs.New(errs.Busy, "layer %s is in use: %s stands on it", ref, what)
-	}
-	for _, name := range l.Names {
-		if err := t.delete(nameBucket, []byte(name)); err != nil {
-			return l, false, err
-		}
-	}
-	l.Names, l.State = nil, removing
-	return l, true, t.putLayer(l)
-}
-
-// rename records that l has lost the name gone.
-func rename(t txn, l *Layer, gone string) error {
-	if err := t.delete(nameBucket, []byte(gone)); err != nil {
-		return err
-	}
-	return t.putLayer(l)
 }

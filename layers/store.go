@@ -87,7 +87,7 @@ func (s *Store) settleDriver(name string, cfg Config) error {
 	}
 	if !found {
 		if name == auto {
-			if name, s.choice, err = choose(s.root, cfg); err != nil {
+			if name, s.choice, err = choose(s.root); err != nil {
 				return err
 			}
 		}

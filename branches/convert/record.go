@@ -110,6 +110,9 @@ func Finish(root int, to whiteout.Format) error {
 			return err
 		}
 	}
+	if err := sys.RemoveXattr(root, "", records.TrustedHint); err != nil && !lacks(err) {
+		return err
+	}
 	return sys.SyncDir(root)
 }
 

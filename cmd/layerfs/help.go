@@ -25,6 +25,7 @@ const usageText = `Usage:
   layerfs apply --to DIR [--whiteout DIALECT] FILE.tar
   layerfs pool create|status|resize|check|trim|message|dump|restore|wait|mount|serve POOL ...
   layerfs thin create|snap|ls|rm|resize|status|delta|trace|read|write POOL ...
+  layerfs probe [--json] [DIR]
   layerfs help [COMMAND]
   layerfs version
 

@@ -43,7 +43,7 @@ var commands = map[string]func(args []string) error{
 // must not be taken for mountpoints.
 var absent = []string{
 	"settle",
-	"run", "probe", "device",
+	"run", "device",
 }
 
 func main() {

@@ -28,9 +28,6 @@ const mountsReport = 3
 // unionMounter makes the FUSE mounts of a store.
 type unionMounter struct{ run string } // the store's directory for sockets
 
-// Usable implements stacked.Mounter.
-func (m unionMounter) Usable() error { return fusedev.Usable() }
-
 // Mount implements stacked.Mounter: it has the mounts' process do it, and starts that
 // when there is none.
 func (m unionMounter) Mount(s stacked.Stack, at string) error {

@@ -21,7 +21,7 @@ import (
 const mountsProcess = "mounts-process"
 
 // idleTime is how long the process stays without a mount.
-const idleTime = time.Second
+const idleTime = 400 * time.Millisecond
 
 // mountRequest asks for a mount.
 type mountRequest struct {

@@ -16,8 +16,3 @@ func Bind(from, at string, readOnly bool) error {
 	}
 	return err
 }
-
-// Unmount unmounts what is mounted on the directory at; EINVAL when nothing is.
-func Unmount(at string) error {
-	return retry("umount2", func() error { return unix.Unmount(at, unix.UMOUNT_NOFOLLOW) })
-}

@@ -8,47 +8,46 @@ import (
 
 // ioctls of linux/btrfs.h.
 const (
-	btrfsSubvolCreate = 0x5000940e // struct btrfs_ioctl_vol_args
+	btrfsSubvolCreate = 0x5000940e
 	btrfsSnapDestroy  = 0x5000940f
-	btrfsSnapCreateV2 = 0x50009417 // struct btrfs_ioctl_vol_args_v2
+	btrfsSnapCreate2  = 0x50009417
 
-	btrfsArgs   = 4096
-	btrfsName   = 8  // where the name is in the first structure
-	btrfsNameV2 = 56 // and in the second
+	btrfsArgs     = 4096 // sizeof(struct btrfs_ioctl_vol_args) and of …_v2
+	btrfsName     = 8    // offset of the name in the first
+	btrfsName2    = 56   // and in the second
+	btrfsReadOnly = 1 << 1
 )
 
-// BtrfsCreate makes the empty subvolume name in dirfd.
-func BtrfsCreate(dirfd int, name string) error {
-	return btrfsIoctl(dirfd, btrfsSubvolCreate, -1, btrfsName, name)
+// MakeSubvolume makes an empty btrfs subvolume name in dirfd (no O_PATH
+// descriptor); ENOTTY on other file systems.
+func MakeSubvolume(dirfd int, name string) error {
+	return volumeIoctl(dirfd, btrfsSubvolCreate, name, btrfsName, func([]byte) {})
 }
 
-// BtrfsSnapshot makes name in dirfd a writable snapshot of the subvolume from in srcdir.
-func BtrfsSnapshot(srcdir int, from string, dirfd int, name string) error {
-	src, err := OpenIn(srcdir, from, unix.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return err
-	}
-	defer Close(src)
-	return btrfsIoctl(dirfd, btrfsSnapCreateV2, src, btrfsNameV2, name)
+// Snapshot makes the subvolume name in dirfd, a snapshot of the subvolume open
+// at src.
+func Snapshot(dirfd int, name string, src int, readOnly bool) error {
+	return volumeIoctl(dirfd, btrfsSnapCreate2, name, btrfsName2, func(args []byte) {
+		binary.NativeEndian.PutUint64(args, uint64(src))
+		if readOnly {
+			binary.NativeEndian.PutUint64(args[16:], btrfsReadOnly)
+		}
+	})
 }
 
-// BtrfsDestroy removes the subvolume name from dirfd, with all that is in it;
-// ENOTEMPTY when other subvolumes are.
-func BtrfsDestroy(dirfd int, name string) error {
-	return btrfsIoctl(dirfd, btrfsSnapDestroy, -1, btrfsName, name)
+// RemoveSubvolume deletes the subvolume name in dirfd with all in it. Users
+// other than root may only where the mount allows it (user_subvol_rm_allowed),
+// else they have EPERM and can empty and Rmdir it.
+func RemoveSubvolume(dirfd int, name string) error {
+	return volumeIoctl(dirfd, btrfsSnapDestroy, name, btrfsName, func([]byte) {})
 }
 
-func btrfsIoctl(dirfd int, cmd uint32, fd, at int, name string) error {
+func volumeIoctl(dirfd int, cmd uint32, name string, nameAt int, fill func(args []byte)) error {
+	args := make([]byte, btrfsArgs)
 	if len(name) > unix.NAME_MAX {
 		return unix.ENAMETOOLONG
 	}
-	args := make([]byte, btrfsArgs)
-	binary.NativeEndian.PutUint64(args, uint64(int64(fd)))
-	copy(args[at:], name)
-	dir, err := OpenIn(dirfd, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return err
-	}
-	defer Close(dir)
-	return Ioctl(dir, cmd, args)
+	copy(args[nameAt:], name)
+	fill(args)
+	return Ioctl(dirfd, cmd, args)
 }

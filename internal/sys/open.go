@@ -24,6 +24,10 @@ func retry(op string, fn func() error) error {
 	}
 }
 
+// Step counts as the system call op, for tests that make such calls fail or kill the
+// process before them: for what a library is about to do to the disk.
+func Step(op string) error { return fault(op) }
+
 // OpenIn opens name below dirfd. The name may have several components; none
 // may be a symbolic link or a mount point (EXDEV).
 func OpenIn(dirfd int, name string, flags int, mode uint32) (int, error) {

@@ -1,7 +1,6 @@
 package driver
 
 import (
-	"errors"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -73,9 +72,4 @@ func CopyRoot(from, to string) error {
 		return err
 	}
 	return CopyAttributes(src, dst, "", &st)
-}
-
-// MakeDir makes a directory with exactly this mode. One that is there is an error.
-func MakeDir(path string, mode os.FileMode) error {
-	return errors.Join(os.Mkdir(path, mode), os.Chmod(path, mode))
 }

@@ -11,7 +11,7 @@ import (
 
 // Unmount unmounts what the kernel has mounted on at. Nothing there is no error.
 func Unmount(at string) error {
-	switch err := sys.Unmount(at); err {
+	switch err := sys.Unmount(at, 0); err {
 	case nil, unix.EINVAL, unix.ENOENT:
 		return nil
 	case unix.EBUSY:

@@ -37,8 +37,6 @@ type Stack struct {
 // Mounter makes mounts of stacks.
 type Mounter interface {
 	Mount(s Stack, at string) error
-	// Usable says why nothing can be mounted; nil when it can.
-	Usable() error
 	// Unmount returns when nothing is held any more.
 	Unmount(at string) error
 	Info(d *Driver) []driver.Field
@@ -72,11 +70,8 @@ func needsUser(dir string) (bool, error) {
 		return false, err
 	}
 	defer sys.Close(fd)
-	attr := string(whiteout.Trusted) + "layerfs.probe"
-	if sys.SetXattr(fd, "", attr, []byte("y"), 0) != nil {
-		return true, nil
-	}
-	return false, sys.RemoveXattr(fd, "", attr)
+	// It stays: several commands may try at once.
+	return sys.SetXattr(fd, "", string(whiteout.Trusted)+"layerfs.probe", []byte("y"), 0) != nil, nil
 }
 
 // UserXattr reports whether records of overlay are kept in user.
@@ -93,10 +88,7 @@ func (d *Driver) diff(id string) string { return d.path(id, "diff") }
 
 // Create implements driver.Driver. Nothing is copied but the attributes of the root.
 func (d *Driver) Create(t driver.Tree) error {
-	if err := os.Mkdir(d.path(t.ID), 0755); err != nil {
-		return err
-	}
-	if err := errors.Join(driver.MakeDir(d.diff(t.ID), 0755), os.Mkdir(d.path(t.ID, "work"), 0700)); err != nil {
+	if err := d.makeDirs(t.ID); err != nil {
 		return err
 	}
 	parent, ok := t.Parent()
@@ -107,6 +99,26 @@ func (d *Driver) Create(t driver.Tree) error {
 		return fmt.Errorf("attributes of the root: %w", err)
 	}
 	return nil
+}
+
+func (d *Driver) makeDirs(id string) error {
+	home, err := sys.OpenRoot(d.home)
+	if err != nil {
+		return err
+	}
+	defer sys.Close(home)
+	if err := sys.Mkdir(home, id, 0755); err != nil {
+		return err
+	}
+	tree, err := sys.OpenDir(home, id)
+	if err != nil {
+		return err
+	}
+	defer sys.Close(tree)
+	if err := errors.Join(sys.Mkdir(tree, "diff", 0755), sys.Mkdir(tree, "work", 0700)); err != nil {
+		return err
+	}
+	return sys.ChmodAt(tree, "diff", 0755) // whatever the umask
 }
 
 // Apply implements driver.Driver.

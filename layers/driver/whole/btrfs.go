@@ -1,9 +1,7 @@
 package whole
 
 import (
-	"errors"
 	"fmt"
-	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -31,43 +29,37 @@ func onBtrfs(dir string) error {
 	return nil
 }
 
-// BtrfsUsable tries whether subvolumes and snapshots can be made in the directory
-// root, by making and removing them.
-func BtrfsUsable(root string) error {
-	if err := onBtrfs(root); err != nil {
-		return err
-	}
-	dir, err := os.MkdirTemp(root, ".probe-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(dir)
-	d, err := NewBtrfs(dir)
-	if err != nil {
-		return err
-	}
-	base := driver.Tree{ID: "base"}
-	child := driver.Tree{ID: "child", Below: []string{"base"}}
-	err = d.Create(base)
-	if err == nil {
-		err = d.Create(child)
-	}
-	return errors.Join(err, d.Remove(child.ID), d.Remove(base.ID))
-}
-
 type btrfs struct{}
 
-func (btrfs) make(home int, name string) error { return sys.BtrfsCreate(home, name) }
+func (btrfs) make(home int, name string) error {
+	return opened(home, ".", func(dir int) error { return sys.MakeSubvolume(dir, name) })
+}
 
 func (btrfs) clone(home int, from, name string) error {
-	return sys.BtrfsSnapshot(home, from, home, name)
+	return opened(home, ".", func(dir int) error {
+		return opened(home, from, func(src int) error { return sys.Snapshot(dir, name, src, false) })
+	})
+}
+
+// opened calls use with the directory name in dirfd, open as ioctls want it.
+func opened(dirfd int, name string, use func(fd int) error) error {
+	fd, err := sys.OpenIn(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer sys.Close(fd)
+	return use(fd)
+}
+
+func destroy(dirfd int, name string) error {
+	return opened(dirfd, ".", func(dir int) error { return sys.RemoveSubvolume(dir, name) })
 }
 
 // remove removes a subvolume. Subvolumes that lie in it go first: a snapshot does not
 // have them, and they keep it from going. An ordinary user, who may not destroy a
 // subvolume unless it was mounted so, empties it instead.
 func (b btrfs) remove(home int, name string) error {
-	err := sys.BtrfsDestroy(home, name)
+	err := destroy(home, name)
 	switch err {
 	case nil, unix.ENOENT:
 		return nil
@@ -80,7 +72,7 @@ func (b btrfs) remove(home int, name string) error {
 	if err := b.removeNested(home, name); err != nil {
 		return err
 	}
-	return sys.BtrfsDestroy(home, name)
+	return destroy(home, name)
 }
 
 // subvolumeRoot is the inode number of the root of every subvolume
