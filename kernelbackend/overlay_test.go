@@ -133,6 +133,10 @@ func TestReadOnly(t *testing.T) {
 	one := Overlay{Lowers: []string{b.p("l")}, Mountpoint: b.p("m")}
 	b.mount(one)
 	require.Equal(t, "1", b.read("m/a"), "one lower alone")
+	live, ok, err := OverlayAt(b.p("m"))
+	require.NoError(t, err)
+	require.True(t, ok)
+	require.Equal(t, []string{b.p("l")}, live.Lowers)
 	b.unmount()
 	require.NoDirExists(t, b.p("w/work"), "the work directory is left alone")
 }
@@ -308,4 +312,26 @@ func TestHasRedirects(t *testing.T) {
 	o.UserXattr = true
 	require.NoError(t, os.Remove(b.p("w/layerfs")))
 	has(false)
+}
+
+func TestForeignMarks(t *testing.T) {
+	b := newBench(t)
+	o := b.overlay()
+	o.Lowers = []string{b.p("l"), b.p("l2")}
+	found := func(want string) {
+		t.Helper()
+		got, err := o.ForeignMarks()
+		require.NoError(t, err)
+		require.Equal(t, want, got)
+	}
+	require.NoError(t, os.MkdirAll(b.p("l2/x"), 0755))
+	b.write("l2/x/.wh.y", "")
+	found("")
+	require.NoError(t, os.MkdirAll(b.p("l/a/b"), 0755))
+	b.write("l/a/b/.wh..wh..opq", "")
+	found(b.p("l/a/b/.wh..wh..opq"))
+	require.NoError(t, unix.Lsetxattr(b.p("l"), "trusted.layerfs.format", []byte("overlay trusted"), 0))
+	found("")
+	b.write("u/.wh.z", "")
+	found(b.p("u/.wh.z"))
 }

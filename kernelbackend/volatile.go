@@ -1,6 +1,7 @@
 package kernelbackend
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -36,9 +37,13 @@ func (m *mounting) notVolatile(keep int) error {
 	return nil
 }
 
+// ErrVolatile is wrapped by the error about an upper whose last volatile mount
+// did not end cleanly.
+var ErrVolatile = errors.New("its changes may be incomplete")
+
 func (m *mounting) lost(mark string) error {
-	return errs.New(errs.Corrupt, "the last volatile mount of %s did not end cleanly, its changes may be incomplete: start with a fresh upper, or remove %s to use it as it is",
-		m.work.path, filepath.Join(m.work.path, mark))
+	return errs.New(errs.Corrupt, "the last volatile mount of %s did not end cleanly, %w: start with a fresh upper, or remove %s to use it as it is",
+		m.work.path, ErrVolatile, filepath.Join(m.work.path, mark))
 }
 
 // forgetVolatile removes both marks.

@@ -32,6 +32,7 @@ const (
 // session is a live mount.
 type session struct {
 	mountpoint string
+	why        string // this backend
 	fs         *fs.FS
 	conn       *fusedev.Conn
 	log        *log.Logger
@@ -93,7 +94,7 @@ func (inv *invocation) open() (*session, error) {
 	}
 	f.SetNotifier(conn)
 	conn.Gate = f
-	s := &session{inv.mountpoint, f, conn, logger, make(chan error, 1)}
+	s := &session{inv.mountpoint, inv.why, f, conn, logger, make(chan error, 1)}
 	go func() { s.ended <- conn.Serve(f, fuseOpts) }()
 	return s, nil
 }
@@ -118,7 +119,9 @@ func (s *session) listen() *control.Listener {
 func (s *session) answer(cmd string, args json.RawMessage, files []*os.File) (any, error) {
 	switch cmd {
 	case "status":
-		return s.fs.Status(), nil
+		status := s.fs.Status()
+		status.Why = s.why
+		return status, nil
 	case "branches":
 		return s.fs.Branches(), nil
 	case "trace":
