@@ -23,7 +23,8 @@ type mounting struct {
 	lowers      []*directory
 	upper, work *directory // nil when the mount is read-only
 	point       *directory
-	empty       int // a file system with an empty lower, mounted only while it is open; -1 for none
+	empty       int  // a file system with an empty lower, mounted only while it is open; -1 for none
+	fresh       bool // the upper was not recorded before
 }
 
 // open opens the directories of o.

@@ -37,6 +37,23 @@ func (o *Overlay) ForeignMarks() (string, error) {
 	return "", nil
 }
 
+// Inside returns the lower of o in which its upper or work directory lies, "" for
+// none. The kernel's overlay answers ELOOP there, where the FUSE union hides them.
+func (o *Overlay) Inside() string {
+	for _, l := range o.Lowers {
+		lower, err := realPath(l)
+		if err != nil {
+			continue // MountOverlay will say so
+		}
+		for _, dir := range []string{o.Upper, o.Work} {
+			if real, err := realPath(dir); dir != "" && err == nil && within(real, lower) {
+				return l
+			}
+		}
+	}
+	return ""
+}
+
 func markIn(root int) (string, error) {
 	if _, known, err := whiteout.Recorded(root); known || err != nil {
 		return "", nil // MountOverlay looks at that

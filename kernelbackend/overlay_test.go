@@ -237,7 +237,7 @@ func TestMismatches(t *testing.T) {
 		"overlap":              {"", "", "", func(o *Overlay) { o.Lowers = append(o.Lowers, filepath.Dir(o.Mountpoint)) }, errs.Usage, "overlap"},
 		"work elsewhere":       {"", "", "", func(o *Overlay) { o.Work = "/dev/shm" }, errs.Usage, "different file systems"},
 		"no work":              {"", "", "", func(o *Overlay) { o.Work = "" }, errs.Usage, "work directory"},
-		"procfs":               {"", "", "", func(o *Overlay) { o.Upper, o.Work = "/proc/self", "/proc/self/task" }, errs.NotFound, "upper"},
+		"procfs":               {"", "", "", func(o *Overlay) { o.Upper, o.Work = "/proc/self", "/proc/self/task" }, errs.Unsupported, "upper"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
@@ -250,9 +250,19 @@ func TestMismatches(t *testing.T) {
 			}
 			o := b.overlay()
 			c.alter(&o)
+			before := attrs(t, b.p("u"))
 			b.refused(o, c.class, c.says)
+			require.Equal(t, before, attrs(t, b.p("u")), "a refusal leaves no record")
 		})
 	}
+}
+
+func attrs(t *testing.T, path string) string {
+	t.Helper()
+	buf := make([]byte, 4096)
+	n, err := unix.Llistxattr(path, buf)
+	require.NoError(t, err)
+	return strings.ReplaceAll(string(buf[:n]), "trusted.overlay.uuid\x00", "") // the kernel may have come so far
 }
 
 func TestVolatile(t *testing.T) {
@@ -292,26 +302,16 @@ func TestFeatures(t *testing.T) {
 	b.unmount()
 }
 
-func TestHasRedirects(t *testing.T) {
+func TestRedirectsInUser(t *testing.T) {
 	b := newBench(t)
 	require.NoError(t, os.MkdirAll(b.p("u/a/b/c"), 0755))
-	o := b.overlay()
-	o.UserXattr = true
-	has := func(want bool) {
-		t.Helper()
-		got, err := o.HasRedirects()
-		require.NoError(t, err)
-		require.Equal(t, want, got)
-	}
 	require.NoError(t, os.Mkdir(b.p("w/layerfs"), 0700))
-	has(false)
+	o := b.overlay()
+	o.UserXattr, o.RedirectDir = true, false
+	b.mount(o)
+	b.unmount()
 	require.NoError(t, unix.Lsetxattr(b.p("u/a/b"), "user.overlay.redirect", []byte("/x"), 0))
-	has(true)
-	o.UserXattr = false
-	has(false)
-	o.UserXattr = true
-	require.NoError(t, os.Remove(b.p("w/layerfs")))
-	has(false)
+	b.refused(o, errs.Corrupt, "renamed directories")
 }
 
 func TestForeignMarks(t *testing.T) {

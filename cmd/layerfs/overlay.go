@@ -109,11 +109,15 @@ func (inv *invocation) mountKernels() (done bool, err error) {
 // unfit is why the kernel, which would take the stack, would not show it as the
 // FUSE union does; "" when nothing speaks against it.
 func unfit(o *kernelbackend.Overlay) string {
-	if mark, err := o.ForeignMarks(); err != nil || mark != "" {
+	mark, err := o.ForeignMarks()
+	inside := o.Inside()
+	switch {
+	case inside != "" && !o.ReadOnly:
+		return "auto: the kernel's overlay does not hide the upper, which lies inside " + inside
+	case err != nil:
+		return "auto: " + err.Error()
+	case mark != "":
 		return "auto: the kernel's overlay does not read whiteouts such as " + mark
-	}
-	if has, err := o.HasRedirects(); err != nil || has {
-		return "auto: the kernel's overlay does not follow the redirected directories of " + o.Upper + " here"
 	}
 	return ""
 }
