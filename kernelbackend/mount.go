@@ -33,6 +33,7 @@ func (m *mounting) mount() error {
 		said, err = "", m.mountByOptions()
 	}
 	if err != nil {
+		m.forgetNotes()
 		return m.explain(err, said)
 	}
 	return nil

@@ -281,6 +281,12 @@ func TestVolatile(t *testing.T) {
 	b.unmount()
 	b.mount(o)
 	require.NoError(t, unix.Unmount(b.p("m"), 0))
+	wrong := o
+	wrong.Lowers = append([]string{b.dir}, o.Lowers...)
+	b.refused(wrong, errs.Usage, "overlap")
+	require.NoFileExists(t, b.p("w/layerfs/volatile"), "nor does a mount that fails leave a mark")
+	b.mount(o)
+	require.NoError(t, unix.Unmount(b.p("m"), 0))
 	b.write("w/layerfs/volatile", "another boot")
 	b.refused(o, errs.Corrupt, "may be incomplete")
 }

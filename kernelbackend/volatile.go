@@ -67,6 +67,26 @@ func (m *mounting) note(name, text string) error {
 	return nil
 }
 
+// forgetNotes removes the notes of a mount that did not come about, in a work
+// directory that nobody else uses.
+func (m *mounting) forgetNotes() {
+	if m.work == nil {
+		return
+	}
+	if m.Volatile {
+		_ = sys.RemoveAll(m.work.fd, "work") // the kernel may have come to its mark
+	}
+	keep, err := sys.OpenDir(m.work.fd, records.KeepDir)
+	if err != nil {
+		return
+	}
+	defer sys.Close(keep)
+	for _, name := range []string{records.VolatileMark, records.LowersList} {
+		_ = sys.Unlink(keep, name)
+	}
+	_ = sys.Rmdir(m.work.fd, records.KeepDir) // unless the FUSE union has made it
+}
+
 func writeNote(work int, name, text string) error {
 	if err := sys.Mkdir(work, records.KeepDir, 0700); err != nil && err != unix.EEXIST {
 		return err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -37,7 +38,7 @@ var commands = map[string]func(args []string) error{
 // must not be taken for mountpoints.
 var absent = []string{
 	"settle",
-	"layer", "container", "run", "info", "device",
+	"layer", "container", "info", "device",
 }
 
 func main() {
@@ -80,8 +81,12 @@ func dispatch(argv []string) (int, error) {
 
 // classCode is the exit code of a subcommand.
 func classCode(err error) (int, error) {
-	if err == nil {
+	var status exitStatus
+	switch {
+	case err == nil:
 		return 0, nil
+	case errors.As(err, &status):
+		return int(status), nil
 	}
 	return int(errs.Of(err)), err
 }
