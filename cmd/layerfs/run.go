@@ -144,6 +144,7 @@ func parseVolume(text string) (v sandbox.Volume, err error) {
 
 // cmdRunHolder is the holder: it mounts the root directory and unmounts it.
 func cmdRunHolder([]string) error {
+	nameProcess()
 	data, err := sandbox.Await()
 	if err != nil {
 		return errs.New(sandbox.Failed, "%w", err)
@@ -191,6 +192,7 @@ func within(path, dir string) string {
 
 // cmdRunInit is process 1.
 func cmdRunInit([]string) error {
+	nameProcess()
 	code, err := sandbox.Init()
 	if err != nil {
 		return errs.New(errs.Class(code), "run: %w", err)
