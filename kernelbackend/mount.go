@@ -63,8 +63,11 @@ func (m *mounting) configure(fs sys.NewMount) error {
 	}
 	for _, l := range m.lowers {
 		if err := fs.SetFd("lowerdir+", l.fd); err != nil {
-			if l == m.lowers[0] && (err == unix.EINVAL || err == unix.EBADF) {
-				return errOld
+			switch err {
+			case unix.EOPNOTSUPP, unix.EINVAL, unix.EBADF: // until 6.5; until 6.12
+				if l == m.lowers[0] {
+					return errOld
+				}
 			}
 			return err
 		}

@@ -52,12 +52,9 @@ func TestSurroundings(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, string(want), string(now), "it was a copy")
 	}
+	b.Setenv("MINE", "yes")
+	b.Setenv("HOME", "/not/there")
 	require.Equal(t, "yes /root\n", b.inside(`echo $MINE $HOME`, b.onImage()...))
-}
-
-func init() {
-	os.Setenv("MINE", "yes")
-	os.Setenv("HOME", "/not/there")
 }
 
 // What names of the network need is shown where a link leads to it, though that
