@@ -18,7 +18,10 @@ type Comparison struct {
 	Uppers []string // top first
 	// Lowers may be left out; then what the uppers record as deleted is taken
 	// at its word.
-	Lowers       []string
+	Lowers []string
+	// Whole: the uppers are all of the new tree and the lowers all of the old
+	// one, of which nothing shows through.
+	Whole        bool
 	DeletedFirst bool // in each directory; else names are in order
 }
 
@@ -44,9 +47,13 @@ type Difference struct {
 
 // Run calls emit for every change, parents before what is in them.
 func (cmp Comparison) Run(emit func(*Difference) error) error {
-	c := comparison{uppers: len(cmp.Uppers), deletedFirst: cmp.DeletedFirst}
+	c := comparison{uppers: len(cmp.Uppers), whole: cmp.Whole, deletedFirst: cmp.DeletedFirst}
+	full := cmp.Uppers
+	if !cmp.Whole {
+		full = slices.Concat(cmp.Uppers, cmp.Lowers)
+	}
 	var err error
-	if c.full, err = openAll(slices.Concat(cmp.Uppers, cmp.Lowers)); err != nil {
+	if c.full, err = openAll(full); err != nil {
 		return err
 	}
 	defer c.full.Close()
@@ -71,10 +78,11 @@ func openAll(dirs []string) (*Stack, error) {
 }
 
 // comparison is the walk over two stacks, the second of which is the first
-// without its uppers.
+// without its uppers, or another one altogether.
 type comparison struct {
 	full, low    *Stack // low is nil when there are no lowers
 	uppers       int
+	whole        bool // nothing of low shows in full
 	deletedFirst bool
 	links        links
 	everything   bool // visit also what both stacks have from the same place

@@ -30,15 +30,21 @@ var commands = map[string]func(args []string) error{
 	"pool":     cmdPool,
 	"thin":     cmdThin,
 
+	"layer":     cmdLayer,
+	"container": cmdContainer,
+	"info":      cmdInfo,
+
 	poolProcess: runPoolProcess,
 	poolChecker: runPoolChecker,
+
+	mountsProcess: runMountsProcess,
 }
 
 // absent are commands of the full program that are not in this one. They
 // must not be taken for mountpoints.
 var absent = []string{
 	"settle",
-	"layer", "container", "info", "device",
+	"device",
 }
 
 func main() {
@@ -58,19 +64,23 @@ func dispatch(argv []string) (int, error) {
 	case "fuse-overlayfs":
 		return anyFailure(runDropIn(argv[1:]))
 	}
-	if len(argv) < 2 {
+	args, err := takeGlobal(argv[1:])
+	if err != nil {
+		return classCode(err)
+	}
+	if len(args) == 0 {
 		fmt.Fprint(os.Stderr, usageText)
 		return int(errs.Usage), nil
 	}
-	switch name := argv[1]; name {
+	switch name := args[0]; name {
 	case "help", "--help", "-h":
-		return 0, cmdHelp(argv[2:])
+		return 0, cmdHelp(args[1:])
 	case "version", "--version", "-V":
 		printVersion()
 		return 0, nil
 	default:
 		if run := commands[name]; run != nil {
-			return classCode(run(argv[2:]))
+			return classCode(run(args[1:]))
 		}
 		if contains(absent, name) {
 			return classCode(errs.New(errs.Unsupported, "'%s' is not available in this version", name))

@@ -37,6 +37,7 @@ type session struct {
 	conn       *fusedev.Conn
 	log        *log.Logger
 	ended      chan error // what the request loop returned
+	shared     bool       // the process serves other mounts too
 }
 
 // serve mounts, calls ready and handles requests until the unmount.
@@ -94,7 +95,7 @@ func (inv *invocation) open() (*session, error) {
 	}
 	f.SetNotifier(conn)
 	conn.Gate = f
-	s := &session{inv.mountpoint, inv.why, f, conn, logger, make(chan error, 1)}
+	s := &session{mountpoint: inv.mountpoint, why: inv.why, fs: f, conn: conn, log: logger, ended: make(chan error, 1)}
 	go func() { s.ended <- conn.Serve(f, fuseOpts) }()
 	return s, nil
 }
@@ -118,6 +119,8 @@ func (s *session) listen() *control.Listener {
 // answer carries out a command from the control channel.
 func (s *session) answer(cmd string, args json.RawMessage, files []*os.File) (any, error) {
 	switch cmd {
+	case "shared":
+		return s.shared, nil
 	case "status":
 		status := s.fs.Status()
 		status.Why = s.why

@@ -201,3 +201,19 @@ func Handle(dirfd int, name string) ([]byte, error) {
 	t := h.Type()
 	return append([]byte{byte(t), byte(t >> 8), byte(t >> 16), byte(t >> 24)}, h.Bytes()...), nil
 }
+
+// FlockWait takes a lock on the open file fd (LOCK_EX or LOCK_SH) and waits for it.
+func FlockWait(fd, how int) error {
+	return retry("flock", func() error { return unix.Flock(fd, how) })
+}
+
+// LockByte locks the byte at off of the open file fd without waiting, for the open
+// file description rather than the process (fcntl(2), F_OFD_SETLK); EAGAIN when
+// somebody else has it.
+func LockByte(fd int, off int64, exclusive bool) error {
+	l := unix.Flock_t{Type: unix.F_RDLCK, Whence: unix.SEEK_SET, Start: off, Len: 1}
+	if exclusive {
+		l.Type = unix.F_WRLCK
+	}
+	return retry("fcntl", func() error { return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &l) })
+}

@@ -71,7 +71,7 @@ func AttachMount(mount, dirfd int) error {
 // MountOn is mount(2) on the directory open at dirfd. A relative path in data
 // starts where the calling thread stands.
 func MountOn(dirfd int, source, fsType string, flags uintptr, data string) error {
-	return retry("mount", func() error { return unix.Mount(source, procPath(dirfd), fsType, flags, data) })
+	return retry("mount", func() error { return unix.Mount(source, ProcPath(dirfd), fsType, flags, data) })
 }
 
 // Unmount unmounts what is mounted on the absolute path point.

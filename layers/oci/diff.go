@@ -23,13 +23,13 @@ const opaqueName = whiteout.OpaqueFile
 // xattrRecord is how PAX records of extended attributes begin.
 const xattrRecord = "SCHILY.xattr."
 
-// Diff writes the canonical layer of what uppers change in lowers, both top
-// first. warn is told what cannot be in a layer.
-func Diff(out io.Writer, uppers, lowers []string, warn func(string)) error {
+// Diff writes the canonical layer of what cmp finds. warn is told what cannot
+// be in a layer.
+func Diff(out io.Writer, cmp branches.Comparison, warn func(string)) error {
 	buffered := bufio.NewWriterSize(out, 1<<20)
 	w := writer{tar: tar.NewWriter(buffered), warn: warn, buf: make([]byte, 256<<10)}
-	err := branches.Comparison{Uppers: uppers, Lowers: lowers, DeletedFirst: true}.Run(w.change)
-	if err != nil {
+	cmp.DeletedFirst = true
+	if err := cmp.Run(w.change); err != nil {
 		return err
 	}
 	if err := w.tar.Close(); err != nil {

@@ -1,0 +1,108 @@
+package layers
+
+import (
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/layerfs/layerfs/internal/errs"
+	"github.com/layerfs/layerfs/kernelbackend"
+	"github.com/layerfs/layerfs/layers/driver"
+	"github.com/layerfs/layerfs/layers/driver/stacked"
+	"github.com/layerfs/layerfs/layers/driver/whole"
+)
+
+// auto is the driver that is chosen.
+const auto = "auto"
+
+// Names of drivers, part of the format: a store remembers its driver.
+const (
+	Overlay = "overlay"
+	Btrfs   = "btrfs"
+	Union   = "union"
+	VFS     = "vfs"
+)
+
+// drivers are those that auto looks at, the best first.
+var drivers = []struct {
+	name  string
+	needs string // of kernelbackend.Probe; "" for nothing
+	open  func(home string, cfg Config) (driver.Driver, error)
+}{
+	{Overlay, kernelbackend.OverlayHere, func(home string, _ Config) (driver.Driver, error) { return stacked.New(home, stacked.Overlay{}) }},
+	{Btrfs, kernelbackend.Btrfs, func(home string, _ Config) (driver.Driver, error) { return whole.NewBtrfs(home) }},
+	{Union, kernelbackend.FUSE, func(home string, cfg Config) (driver.Driver, error) { return newUnion(home, cfg) }},
+	{VFS, "", func(home string, _ Config) (driver.Driver, error) { return whole.NewVFS(home) }},
+}
+
+// aliases are the names that other programs have for drivers.
+var aliases = map[string]string{"": auto, "overlay2": Overlay, "aufs": Union}
+
+// canonicalDriver returns the name of a driver as the store writes it.
+func canonicalDriver(name string) (string, error) {
+	if to, ok := aliases[name]; ok {
+		name = to
+	}
+	if name == auto || slices.Contains(DriverNames(), name) {
+		return name, nil
+	}
+	return "", errs.New(errs.Usage, "unknown driver %q: auto, %s are known", name, strings.Join(DriverNames(), ", "))
+}
+
+// DriverNames returns the names of all drivers, the best first.
+func DriverNames() (names []string) {
+	for _, d := range drivers {
+		names = append(names, d.name)
+	}
+	return names
+}
+
+// Choice is what auto found out about one driver.
+type Choice struct {
+	Driver string `json:"driver"`
+	Chosen bool   `json:"chosen"`
+	Reason string `json:"reason,omitempty"` // why it cannot be used
+}
+
+// choose tries the drivers in the directory root, and returns the best that works and
+// what it found of those before.
+func choose(root string) (name string, list []Choice, err error) {
+	for _, d := range drivers {
+		c := Choice{Driver: d.name, Chosen: d.needs == ""}
+		if d.needs != "" {
+			b, err := kernelbackend.ProbeOne(root, d.needs)
+			if err != nil {
+				return "", nil, err
+			}
+			c.Chosen, c.Reason = b.OK, b.Reason
+		}
+		list = append(list, c)
+		if c.Chosen {
+			name = d.name
+			break
+		}
+	}
+	return name, list, nil
+}
+
+// openDriver opens the driver name, whose files are in home.
+func openDriver(name, home string, cfg Config) (driver.Driver, error) {
+	for _, d := range drivers {
+		if d.name != name {
+			continue
+		}
+		dr, err := d.open(home, cfg)
+		if err != nil {
+			return nil, errs.New(errs.Of(err), "driver %s in %s: %w", name, filepath.Dir(home), err)
+		}
+		return dr, nil
+	}
+	return nil, errs.New(errs.Unsupported, "the store has driver %q, which this layerfs does not know", name)
+}
+
+func newUnion(home string, cfg Config) (driver.Driver, error) {
+	if cfg.Union == nil {
+		return nil, errs.New(errs.Unsupported, "this program makes no FUSE mounts")
+	}
+	return stacked.New(home, cfg.Union)
+}
