@@ -21,7 +21,9 @@ type Comparison struct {
 	Lowers []string
 	// Whole: the uppers are all of the new tree and the lowers all of the old
 	// one, of which nothing shows through.
-	Whole        bool
+	Whole bool
+	// OneFS: both lie on one file system, where equal files may share their blocks.
+	OneFS        bool
 	DeletedFirst bool // in each directory; else names are in order
 }
 
@@ -47,7 +49,7 @@ type Difference struct {
 
 // Run calls emit for every change, parents before what is in them.
 func (cmp Comparison) Run(emit func(*Difference) error) error {
-	c := comparison{uppers: len(cmp.Uppers), whole: cmp.Whole, deletedFirst: cmp.DeletedFirst}
+	c := comparison{uppers: len(cmp.Uppers), whole: cmp.Whole, oneFS: cmp.OneFS, deletedFirst: cmp.DeletedFirst}
 	full := cmp.Uppers
 	if !cmp.Whole {
 		full = slices.Concat(cmp.Uppers, cmp.Lowers)
@@ -83,6 +85,7 @@ type comparison struct {
 	full, low    *Stack // low is nil when there are no lowers
 	uppers       int
 	whole        bool // nothing of low shows in full
+	oneFS        bool
 	deletedFirst bool
 	links        links
 	everything   bool // visit also what both stacks have from the same place
@@ -320,7 +323,7 @@ func (r *reporter) enter(p *pair, emptied bool) error {
 	c := change(p)
 	c.Emptied = emptied
 	if p.old != nil && p.low != nil {
-		equal, err := same(p.new, p.old)
+		equal, err := same(p.new, p.old, false)
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.path, err)
 		}

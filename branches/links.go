@@ -28,6 +28,7 @@ type links struct {
 	// still is a file. It is right only when every name was looked at.
 	survivors map[inode]int
 	all       bool // that is so
+	oneFS     bool // see Comparison
 }
 
 // group is the names of one file.
@@ -44,7 +45,7 @@ type group struct {
 
 // findLinks fills c.links.
 func (c *comparison) findLinks() error {
-	c.links = links{copies: map[string]*Object{}, groups: map[inode]*group{}, affected: map[string]bool{}, survivors: map[inode]int{}, all: c.whole}
+	c.links = links{copies: map[string]*Object{}, groups: map[inode]*group{}, affected: map[string]bool{}, survivors: map[inode]int{}, all: c.whole, oneFS: c.oneFS}
 	for _, b := range c.full.branches[:c.uppers] {
 		if !marked(b) {
 			continue
@@ -172,7 +173,7 @@ func (l *links) unchanged(p *pair) (bool, error) {
 		return false, nil
 	}
 	var err error
-	g.same, err = same(p.new, p.old)
+	g.same, err = same(p.new, p.old, l.oneFS)
 	return g.same, err
 }
 

@@ -2,12 +2,15 @@ package sys
 
 import (
 	"encoding/binary"
+	"slices"
 )
 
 // Extent is a stretch of a file that is allocated.
 type Extent struct {
 	Offset, Length uint64 // bytes, in the file
+	Physical       uint64 // where on the device
 	Shared         bool   // other files have it too
+	Placed         bool   // Physical says where the data is, and all of it as it is there
 }
 
 // Of linux/fiemap.h.
@@ -16,6 +19,8 @@ const (
 	fiemapFlagSync    = 1
 	fiemapExtentLast  = 1
 	fiemapExtentShare = 0x2000
+	// Not on the disk yet, compressed, encrypted, in a tail or an inode, never written.
+	fiemapNotPlaced = 0x2 | 0x4 | 0x8 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800
 
 	fiemapHeader = 32
 	fiemapExtent = 56
@@ -42,7 +47,10 @@ func Extents(fd int, fn func(Extent)) error {
 		for i := range n {
 			raw := buf[fiemapHeader+i*fiemapExtent:]
 			flags := binary.NativeEndian.Uint32(raw[40:])
-			e := Extent{binary.NativeEndian.Uint64(raw), binary.NativeEndian.Uint64(raw[16:]), flags&fiemapExtentShare != 0}
+			e := Extent{
+				Offset: binary.NativeEndian.Uint64(raw), Physical: binary.NativeEndian.Uint64(raw[8:]), Length: binary.NativeEndian.Uint64(raw[16:]),
+				Shared: flags&fiemapExtentShare != 0, Placed: flags&fiemapNotPlaced == 0,
+			}
 			fn(e)
 			if flags&fiemapExtentLast != 0 {
 				return nil
@@ -50,4 +58,21 @@ func Extents(fd int, fn func(Extent)) error {
 			start = e.Offset + e.Length
 		}
 	}
+}
+
+// SameExtents reports whether two files of one file system have all their data at the
+// same places of the device, which makes them equal. False means nothing.
+func SameExtents(a, b int) bool {
+	var list []Extent
+	placed := true
+	collect := func(e Extent) {
+		placed = placed && e.Placed
+		list = append(list, e)
+	}
+	if Extents(a, collect) != nil || !placed || len(list) == 0 {
+		return false
+	}
+	first := list
+	list = nil
+	return Extents(b, collect) == nil && placed && slices.Equal(first, list)
 }

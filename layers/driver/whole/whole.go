@@ -87,7 +87,7 @@ func (d *Driver) Remove(id string) error {
 
 // Compare implements driver.Driver.
 func (d *Driver) Compare(t driver.Tree, use func(branches.Comparison) error) error {
-	cmp := branches.Comparison{Whole: true, Uppers: []string{d.path(t.ID)}}
+	cmp := branches.Comparison{Whole: true, OneFS: true, Uppers: []string{d.path(t.ID)}}
 	if parent, ok := t.Parent(); ok {
 		cmp.Lowers = []string{d.path(parent.ID)}
 	}
