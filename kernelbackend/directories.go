@@ -23,7 +23,8 @@ type mounting struct {
 	lowers      []*directory
 	upper, work *directory // nil when the mount is read-only
 	point       *directory
-	empty       *directory // a lower that is mounted nowhere else, and only while it is open; nil for none
+	empty       int  // a file system with an empty lower, mounted only while it is open; -1 for none
+	fresh       bool // the upper was not recorded before
 }
 
 // open opens the directories of o.
@@ -31,7 +32,7 @@ func open(o Overlay) (m *mounting, err error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	m = &mounting{Overlay: o}
+	m = &mounting{Overlay: o, empty: -1}
 	lowers := o.Lowers
 	if o.ReadOnly && o.Upper != "" {
 		lowers = append([]string{o.Upper}, lowers...)
@@ -77,10 +78,13 @@ func openDirectory(what, path string, flags int) (*directory, error) {
 }
 
 func (m *mounting) close() {
-	for _, d := range slices.Concat(m.branches(), []*directory{m.work, m.point, m.empty}) {
+	for _, d := range slices.Concat(m.branches(), []*directory{m.work, m.point}) {
 		if d != nil {
 			sys.Close(d.fd)
 		}
+	}
+	if m.empty >= 0 {
+		sys.Close(m.empty)
 	}
 }
 

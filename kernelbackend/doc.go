@@ -10,16 +10,19 @@
 // that is needed:
 //
 //   - another dialect, or attributes in the other namespace than the mount's;
+//
 //   - hard links across branches, which the FUSE union keeps in a link index
 //     (doc/decisions/005) and the kernel, with index=on, in one of its own. Neither
 //     reads the other's. So index is off unless asked for, and an upper with
 //     either kind of links goes back to who has made them;
+//
 //   - metadata-only copies (metacopy=on), which the FUSE union does not know.
 //
-// The last two are recorded in records.KernelAttr on the root of the upper. An
-// upper in which the FUSE union has redirected directories can be mounted with
-// trusted. attributes; with user. ones the kernel answers EPERM for such a
-// directory, and HasRedirects tells it before.
+//   - directories that the FUSE union has redirected in user. attributes: the
+//     kernel follows only trusted. ones, and answers EPERM otherwise.
+//
+// Links of the kernel's and metadata-only copies are recorded in
+// records.KernelAttr on the root of the upper.
 //
 // Directories are handed to the kernel as descriptors where it takes them (Linux
 // 6.13), else as paths in the one page that mount(2) takes, else as short names

@@ -38,6 +38,9 @@ func OverlayAt(mountpoint string) (l Live, ok bool, err error) {
 		return l, false, nil
 	}
 	l = Live{real, o.Lowers, o.Upper, o.Work, o.Options, m.Source}
+	if n := len(l.Lowers) - 1; n > 0 && l.Lowers[n] == "/"+emptyLower {
+		l.Lowers = l.Lowers[:n]
+	}
 	if len(l.Lowers) > 0 && !filepath.IsAbs(l.Lowers[0]) {
 		l.Lowers = l.namedLowers()
 	}

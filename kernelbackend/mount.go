@@ -33,6 +33,7 @@ func (m *mounting) mount() error {
 		said, err = "", m.mountByOptions()
 	}
 	if err != nil {
+		m.forgetNotes()
 		return m.explain(err, said)
 	}
 	return nil
@@ -62,8 +63,11 @@ func (m *mounting) configure(fs sys.NewMount) error {
 	}
 	for _, l := range m.lowers {
 		if err := fs.SetFd("lowerdir+", l.fd); err != nil {
-			if l == m.lowers[0] && (err == unix.EINVAL || err == unix.EBADF) {
-				return errOld
+			switch err {
+			case unix.EOPNOTSUPP, unix.EINVAL, unix.EBADF: // until 6.5; until 6.12
+				if l == m.lowers[0] {
+					return errOld
+				}
 			}
 			return err
 		}
@@ -88,6 +92,10 @@ func (m *mounting) configure(fs sys.NewMount) error {
 	return nil
 }
 
+// emptyLower is the name by which the table of mounts shows the lower that
+// secondLower adds.
+const emptyLower = ".layerfs-empty"
+
 // secondLower gives the overlay an empty lower below the only one: "at least 2
 // lowerdir are needed while upperdir nonexistent".
 func (m *mounting) secondLower(fs sys.NewMount) error {
@@ -96,12 +104,18 @@ func (m *mounting) secondLower(fs sys.NewMount) error {
 		return err
 	}
 	defer tmpfs.Close()
-	empty, err := tmpfs.Create(unix.MOUNT_ATTR_RDONLY)
+	if m.empty, err = tmpfs.Create(0); err != nil {
+		return err
+	}
+	if err := sys.Mkdir(m.empty, emptyLower, 0755); err != nil {
+		return err
+	}
+	dir, err := sys.OpenDir(m.empty, emptyLower)
 	if err != nil {
 		return err
 	}
-	m.empty = &directory{empty, "an empty directory"}
-	return fs.SetFd("lowerdir+", empty)
+	defer sys.Close(dir)
+	return fs.SetFd("lowerdir+", dir)
 }
 
 func setParameter(fs sys.NewMount, p string) error {

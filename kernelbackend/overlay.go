@@ -56,10 +56,13 @@ func MountOverlay(o Overlay) error {
 	if m.upper == nil {
 		return m.mount()
 	}
-	if err := m.claim(); err != nil {
-		return err
+	if err = m.claim(); err == nil {
+		err = m.mount()
 	}
-	return m.mount()
+	if err != nil {
+		m.unrecord()
+	}
+	return err
 }
 
 // namespace is where the records of the overlay lie.

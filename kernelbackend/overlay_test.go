@@ -133,6 +133,10 @@ func TestReadOnly(t *testing.T) {
 	one := Overlay{Lowers: []string{b.p("l")}, Mountpoint: b.p("m")}
 	b.mount(one)
 	require.Equal(t, "1", b.read("m/a"), "one lower alone")
+	live, ok, err := OverlayAt(b.p("m"))
+	require.NoError(t, err)
+	require.True(t, ok)
+	require.Equal(t, []string{b.p("l")}, live.Lowers)
 	b.unmount()
 	require.NoDirExists(t, b.p("w/work"), "the work directory is left alone")
 }
@@ -233,7 +237,7 @@ func TestMismatches(t *testing.T) {
 		"overlap":              {"", "", "", func(o *Overlay) { o.Lowers = append(o.Lowers, filepath.Dir(o.Mountpoint)) }, errs.Usage, "overlap"},
 		"work elsewhere":       {"", "", "", func(o *Overlay) { o.Work = "/dev/shm" }, errs.Usage, "different file systems"},
 		"no work":              {"", "", "", func(o *Overlay) { o.Work = "" }, errs.Usage, "work directory"},
-		"procfs":               {"", "", "", func(o *Overlay) { o.Upper, o.Work = "/proc/self", "/proc/self/task" }, errs.NotFound, "upper"},
+		"procfs":               {"", "", "", func(o *Overlay) { o.Upper, o.Work = "/proc/self", "/proc/self/task" }, errs.Unsupported, "upper"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
@@ -246,9 +250,19 @@ func TestMismatches(t *testing.T) {
 			}
 			o := b.overlay()
 			c.alter(&o)
+			before := attrs(t, b.p("u"))
 			b.refused(o, c.class, c.says)
+			require.Equal(t, before, attrs(t, b.p("u")), "a refusal leaves no record")
 		})
 	}
+}
+
+func attrs(t *testing.T, path string) string {
+	t.Helper()
+	buf := make([]byte, 4096)
+	n, err := unix.Llistxattr(path, buf)
+	require.NoError(t, err)
+	return strings.ReplaceAll(string(buf[:n]), "trusted.overlay.uuid\x00", "") // the kernel may have come so far
 }
 
 func TestVolatile(t *testing.T) {
@@ -265,6 +279,12 @@ func TestVolatile(t *testing.T) {
 	b.mount(b.overlay())
 	require.Equal(t, "1", b.read("m/a"), "nothing is lost before the machine goes down")
 	b.unmount()
+	b.mount(o)
+	require.NoError(t, unix.Unmount(b.p("m"), 0))
+	wrong := o
+	wrong.Lowers = append([]string{b.dir}, o.Lowers...)
+	b.refused(wrong, errs.Usage, "overlap")
+	require.NoFileExists(t, b.p("w/layerfs/volatile"), "nor does a mount that fails leave a mark")
 	b.mount(o)
 	require.NoError(t, unix.Unmount(b.p("m"), 0))
 	b.write("w/layerfs/volatile", "another boot")
@@ -288,24 +308,36 @@ func TestFeatures(t *testing.T) {
 	b.unmount()
 }
 
-func TestHasRedirects(t *testing.T) {
+func TestRedirectsInUser(t *testing.T) {
 	b := newBench(t)
 	require.NoError(t, os.MkdirAll(b.p("u/a/b/c"), 0755))
+	require.NoError(t, os.Mkdir(b.p("w/layerfs"), 0700))
 	o := b.overlay()
-	o.UserXattr = true
-	has := func(want bool) {
+	o.UserXattr, o.RedirectDir = true, false
+	b.mount(o)
+	b.unmount()
+	require.NoError(t, unix.Lsetxattr(b.p("u/a/b"), "user.overlay.redirect", []byte("/x"), 0))
+	b.refused(o, errs.Corrupt, "renamed directories")
+}
+
+func TestForeignMarks(t *testing.T) {
+	b := newBench(t)
+	o := b.overlay()
+	o.Lowers = []string{b.p("l"), b.p("l2")}
+	found := func(want string) {
 		t.Helper()
-		got, err := o.HasRedirects()
+		got, err := o.ForeignMarks()
 		require.NoError(t, err)
 		require.Equal(t, want, got)
 	}
-	require.NoError(t, os.Mkdir(b.p("w/layerfs"), 0700))
-	has(false)
-	require.NoError(t, unix.Lsetxattr(b.p("u/a/b"), "user.overlay.redirect", []byte("/x"), 0))
-	has(true)
-	o.UserXattr = false
-	has(false)
-	o.UserXattr = true
-	require.NoError(t, os.Remove(b.p("w/layerfs")))
-	has(false)
+	require.NoError(t, os.MkdirAll(b.p("l2/x"), 0755))
+	b.write("l2/x/.wh.y", "")
+	found("")
+	require.NoError(t, os.MkdirAll(b.p("l/a/b"), 0755))
+	b.write("l/a/b/.wh..wh..opq", "")
+	found(b.p("l/a/b/.wh..wh..opq"))
+	require.NoError(t, unix.Lsetxattr(b.p("l"), "trusted.layerfs.format", []byte("overlay trusted"), 0))
+	found("")
+	b.write("u/.wh.z", "")
+	found(b.p("u/.wh.z"))
 }

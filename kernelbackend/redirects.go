@@ -3,27 +3,26 @@ package kernelbackend
 import (
 	"golang.org/x/sys/unix"
 
-	"github.com/layerfs/layerfs/internal/records"
+	"github.com/layerfs/layerfs/internal/errs"
 	"github.com/layerfs/layerfs/internal/sys"
 	"github.com/layerfs/layerfs/whiteout"
 )
 
-// HasRedirects reports whether the FUSE union may have redirected a directory in
-// the upper of o, and the kernel would answer EPERM for it: it does not follow
-// redirects in user. attributes. Every directory of such an upper is looked at.
-func (o *Overlay) HasRedirects() (bool, error) {
-	if o.Upper == "" || !o.userXattr() {
-		return false, nil
+// noRedirects refuses an upper with user. attributes in which the FUSE union has
+// redirected a directory: the kernel would answer EPERM for it. Every directory
+// of an upper in which the union may have written is looked at.
+func (m *mounting) noRedirects() error {
+	if !m.userXattr() {
+		return nil
 	}
-	if !exists(o.Work + "/" + records.KeepDir) {
-		return false, nil // the union has never written here
+	has, err := redirectsBelow(m.upper.fd, ".")
+	switch {
+	case err != nil:
+		return errs.New(errs.Of(err), "upper %s cannot be read: %w", m.upper.path, err)
+	case has:
+		return errs.New(errs.Corrupt, "upper %s has renamed directories, which the kernel's overlay does not follow with user. attributes: mount it with backend=fuse", m.upper.path)
 	}
-	root, err := sys.OpenRoot(o.Upper)
-	if err != nil {
-		return false, err
-	}
-	defer sys.Close(root)
-	return redirectsBelow(root, ".")
+	return nil
 }
 
 func redirectsBelow(dirfd int, name string) (bool, error) {

@@ -108,11 +108,44 @@ func (m *mounting) claim() error {
 	if err := m.settled(); err != nil {
 		return err
 	}
-	return sys.KeepTimes(m.upper.fd, func() error {
-		if err := m.format().Record(m.upper.fd); err != nil {
-			return errs.New(errs.Of(err), "upper %s cannot be written: %w", m.upper.path, err)
+	return sys.KeepTimes(m.upper.fd, m.record)
+}
+
+// record notes in the upper what it is written in. Where there are no
+// attributes for that there would be none for the overlay either.
+func (m *mounting) record() error {
+	attr := string(m.format().NS) + records.FormatAttr
+	_, err := sys.GetXattrInto(m.upper.fd, "", attr, nil)
+	m.fresh = err == unix.ENODATA
+	err = sys.SetXattr(m.upper.fd, "", attr, []byte(m.format().String()), 0)
+	switch err {
+	case nil:
+	case unix.EPERM, unix.EACCES, unix.EOPNOTSUPP:
+		class, why := m.why(unix.EPERM)
+		if err == unix.EOPNOTSUPP {
+			why = "that file system takes none"
 		}
-		return m.recordFeatures()
+		return errs.New(class, "upper %s takes no %s attributes: %w: %s", m.upper.path, m.format().NS, err, why)
+	default:
+		return errs.New(errs.Of(err), "upper %s cannot be written: %w", m.upper.path, err)
+	}
+	if err := m.format().Record(m.upper.fd); err != nil { // with the hint
+		return errs.New(errs.Of(err), "upper %s cannot be written: %w", m.upper.path, err)
+	}
+	return m.recordFeatures()
+}
+
+// unrecord undoes the record in an upper that had none.
+func (m *mounting) unrecord() {
+	if !m.fresh {
+		return
+	}
+	_ = sys.KeepTimes(m.upper.fd, func() error {
+		for _, attr := range []string{records.FormatAttr, records.KernelAttr} {
+			_ = sys.RemoveXattr(m.upper.fd, "", string(m.format().NS)+attr)
+		}
+		_ = sys.RemoveXattr(m.upper.fd, "", records.TrustedHint)
+		return nil
 	})
 }
 
@@ -150,6 +183,9 @@ func (m *mounting) settled() error {
 	}
 	defer sys.Close(keep)
 	if err := m.noRenames(keep); err != nil {
+		return err
+	}
+	if err := m.noRedirects(); err != nil {
 		return err
 	}
 	return m.notVolatile(keep)

@@ -1,6 +1,7 @@
 package kernelbackend
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -36,9 +37,13 @@ func (m *mounting) notVolatile(keep int) error {
 	return nil
 }
 
+// ErrVolatile is wrapped by the error about an upper whose last volatile mount
+// did not end cleanly.
+var ErrVolatile = errors.New("its changes may be incomplete")
+
 func (m *mounting) lost(mark string) error {
-	return errs.New(errs.Corrupt, "the last volatile mount of %s did not end cleanly, its changes may be incomplete: start with a fresh upper, or remove %s to use it as it is",
-		m.work.path, filepath.Join(m.work.path, mark))
+	return errs.New(errs.Corrupt, "the last volatile mount of %s did not end cleanly, %w: start with a fresh upper, or remove %s to use it as it is",
+		m.work.path, ErrVolatile, filepath.Join(m.work.path, mark))
 }
 
 // forgetVolatile removes both marks.
@@ -60,6 +65,26 @@ func (m *mounting) note(name, text string) error {
 		return errs.New(errs.Of(err), "work directory %s: %w", m.work.path, err)
 	}
 	return nil
+}
+
+// forgetNotes removes the notes of a mount that did not come about, in a work
+// directory that nobody else uses.
+func (m *mounting) forgetNotes() {
+	if m.work == nil {
+		return
+	}
+	if m.Volatile {
+		_ = sys.RemoveAll(m.work.fd, "work") // the kernel may have come to its mark
+	}
+	keep, err := sys.OpenDir(m.work.fd, records.KeepDir)
+	if err != nil {
+		return
+	}
+	defer sys.Close(keep)
+	for _, name := range []string{records.VolatileMark, records.LowersList} {
+		_ = sys.Unlink(keep, name)
+	}
+	_ = sys.Rmdir(m.work.fd, records.KeepDir) // unless the FUSE union has made it
 }
 
 func writeNote(work int, name, text string) error {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -43,7 +44,7 @@ var commands = map[string]func(args []string) error{
 // must not be taken for mountpoints.
 var absent = []string{
 	"settle",
-	"run", "device",
+	"device",
 }
 
 func main() {
@@ -90,8 +91,12 @@ func dispatch(argv []string) (int, error) {
 
 // classCode is the exit code of a subcommand.
 func classCode(err error) (int, error) {
-	if err == nil {
+	var status exitStatus
+	switch {
+	case err == nil:
 		return 0, nil
+	case errors.As(err, &status):
+		return int(status), nil
 	}
 	return int(errs.Of(err)), err
 }

@@ -129,6 +129,7 @@ func TestRefusedOptions(t *testing.T) {
 		"lowerdir=l,fsync=maybe":                errs.Usage,
 		"lowerdir=l,xattr_permissions=3":        errs.Usage,
 		"lowerdir=l,whiteout=pink":              errs.Usage,
+		"lowerdir=l,backend=aufs":               errs.Usage,
 	} {
 		for _, strict := range []bool{true, false} {
 			if _, err := parseOptions(strict, []string{opts}); errs.Of(err) != class || err == nil {
@@ -137,9 +138,8 @@ func TestRefusedOptions(t *testing.T) {
 		}
 	}
 	for opts, class := range map[string]errs.Class{
-		"lowerdir=l,lowedir=x":       errs.Usage,
-		"lowerdir=l,backend=overlay": errs.Unsupported,
-		"lowerdir=l,copyup=block":    errs.Unsupported,
+		"lowerdir=l,lowedir=x":    errs.Usage,
+		"lowerdir=l,copyup=block": errs.Unsupported,
 	} {
 		if _, err := parseOptions(true, []string{opts}); err == nil || errs.Of(err) != class {
 			t.Errorf("%q, strict: got %v", opts, err)
@@ -195,6 +195,27 @@ func TestInMount(t *testing.T) {
 	for path, want := range map[string]string{"/m/a/b": "a/b", "/m": "", "a/b": "a/b", "/mother": "/mother", "/etc": "/etc"} {
 		if got := inMount("/m", path); got != want {
 			t.Errorf("%s: got %q, want %q", path, got, want)
+		}
+	}
+}
+
+// Only what kernel overlay has too, or does not need, leaves the choice.
+func TestOnlyFUSE(t *testing.T) {
+	for opts, want := range map[string]string{
+		"lowerdir=l,upperdir=u,workdir=w,userxattr,index=on,ro,noatime,lazytime,xino=auto,x-y": "",
+		"lowerdir=l,fsync=0,copyup=full,whiteout=overlay,redirect_dir=off,udba=none":           "",
+		"lowerdir=l,fsync=strict":   "fsync=strict",
+		"lowerdir=l,whiteout=xattr": "whiteout=xattr",
+		"lowerdir=l,timeout=1":      "timeout=1",
+		"lowerdir=l,sync":           "sync",
+		"lowerdir=l,noacl":          "noacl",
+	} {
+		s, err := parseOptions(true, []string{opts})
+		if err != nil {
+			t.Fatalf("%q: %v", opts, err)
+		}
+		if got := strings.Join(s.only, " "); got != want {
+			t.Errorf("%q: only FUSE has %q, not %q", opts, got, want)
 		}
 	}
 }

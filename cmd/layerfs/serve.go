@@ -32,6 +32,7 @@ const (
 // session is a live mount.
 type session struct {
 	mountpoint string
+	why        string // this backend
 	fs         *fs.FS
 	conn       *fusedev.Conn
 	log        *log.Logger
@@ -94,7 +95,7 @@ func (inv *invocation) open() (*session, error) {
 	}
 	f.SetNotifier(conn)
 	conn.Gate = f
-	s := &session{mountpoint: inv.mountpoint, fs: f, conn: conn, log: logger, ended: make(chan error, 1)}
+	s := &session{mountpoint: inv.mountpoint, why: inv.why, fs: f, conn: conn, log: logger, ended: make(chan error, 1)}
 	go func() { s.ended <- conn.Serve(f, fuseOpts) }()
 	return s, nil
 }
@@ -121,7 +122,9 @@ func (s *session) answer(cmd string, args json.RawMessage, files []*os.File) (an
 	case "shared":
 		return s.shared, nil
 	case "status":
-		return s.fs.Status(), nil
+		status := s.fs.Status()
+		status.Why = s.why
+		return status, nil
 	case "branches":
 		return s.fs.Branches(), nil
 	case "trace":

@@ -8,6 +8,7 @@ import (
 	"github.com/layerfs/layerfs/internal/control"
 	"github.com/layerfs/layerfs/internal/errs"
 	"github.com/layerfs/layerfs/internal/fusedev"
+	"github.com/layerfs/layerfs/kernelbackend"
 )
 
 // daemonTime is how long umount waits for the daemon's end.
@@ -22,6 +23,9 @@ func cmdUmount(args []string) error {
 	mountpoint, err := absolute(c.Arg(0))
 	if err != nil {
 		return err
+	}
+	if _, ok := kernelMount(mountpoint); ok {
+		return kernelbackend.UnmountOverlay(mountpoint, *lazy)
 	}
 	if err := isFuse(mountpoint); err != nil {
 		return err
