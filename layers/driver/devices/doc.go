@@ -17,10 +17,7 @@
 //	HOME/mnt/ID       where the file system of the tree ID is mounted
 //	HOME/…            what the pool keeps
 //
-// In the file system, as Docker had it:
-//
-//	/id               the tree that it was made for
-//	/rootfs           the tree
+// In the file system the tree is /rootfs, as Docker had it.
 //
 // # What a crash leaves
 //

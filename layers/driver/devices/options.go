@@ -142,14 +142,14 @@ func setBool(to *bool, v string) error {
 	return nil
 }
 
-// units are powers of 1024, as in docker/go-units' RAMInBytes.
-const units = "kmgtp"
+// binaryUnits are powers of 1024, as in docker/go-units' RAMInBytes.
+const binaryUnits = "kmgtp"
 
 func setSize(to *int64, v string) error {
 	s := strings.TrimSuffix(strings.TrimSuffix(strings.ToLower(v), "b"), "i")
 	shift := 0
 	if len(s) > 0 {
-		if i := strings.IndexByte(units, s[len(s)-1]); i >= 0 {
+		if i := strings.IndexByte(binaryUnits, s[len(s)-1]); i >= 0 {
 			shift, s = 10*(i+1), s[:len(s)-1]
 		}
 	}

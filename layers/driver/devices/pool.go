@@ -27,6 +27,9 @@ type Pool interface {
 	Attach(name string) (path string, err error)
 	Detach(name string) error
 
+	// Path is where Attach makes a device appear, "" when that cannot be told before.
+	Path(name string) string
+
 	// Size returns the size of a device in bytes, Usage what it takes by itself: blocks
 	// that it shares with others do not count.
 	Size(name string) (int64, error)
