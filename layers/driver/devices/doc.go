@@ -14,6 +14,8 @@
 //
 //	HOME/base.json    the base device, once it is complete
 //	HOME/lock         held while devices are attached and detached (flock)
+//	HOME/users        locks of commands that work on trees (mounting.go)
+//	HOME/kept/ID      the tree ID is mounted until it is unmounted
 //	HOME/mnt/ID       where the file system of the tree ID is mounted
 //	HOME/…            what the pool keeps
 //

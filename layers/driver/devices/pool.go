@@ -30,10 +30,10 @@ type Pool interface {
 	// Path is where Attach makes a device appear, "" when that cannot be told before.
 	Path(name string) string
 
-	// Size returns the size of a device in bytes, Usage what it takes by itself: blocks
-	// that it shares with others do not count.
+	// Size returns the size of a device in bytes, Usage how much of it is mapped to other
+	// blocks than the same place of parent is.
 	Size(name string) (int64, error)
-	Usage(name string) (int64, error)
+	Usage(name, parent string) (int64, error)
 
 	// Space returns what there is, for dm.min_free_space and Info.
 	Space() (Space, error)
