@@ -1,7 +1,6 @@
 package devices
 
 import (
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -54,15 +53,18 @@ func (d *Driver) Create(t driver.Tree) error {
 	return d.pool.Snapshot(origin, t.ID, size)
 }
 
-// Commit implements driver.Driver: a snapshot.
+// Commit implements driver.Driver: by a snapshot, or, where the device does not have
+// everything that was written, by what the tree shows.
 func (d *Driver) Commit(from, to driver.Tree) error {
 	if err := d.checkFree(); err != nil {
 		return err
 	}
-	if at, _ := d.mounted(from.ID); at != "" {
-		if err := flush(at); err != nil {
-			return err
-		}
+	complete, err := d.flush(from.ID)
+	if err != nil {
+		return err
+	}
+	if !complete {
+		return d.copyChanges(from, to)
 	}
 	size, err := d.pool.Size(from.ID)
 	if err != nil {
@@ -71,16 +73,24 @@ func (d *Driver) Commit(from, to driver.Tree) error {
 	return d.pool.Snapshot(from.ID, to.ID, size)
 }
 
-func flush(at string) error {
-	fd, err := sys.OpenRoot(at)
-	if err != nil {
+func (d *Driver) copyChanges(from, to driver.Tree) error {
+	if err := d.Create(to); err != nil {
 		return err
 	}
-	defer sys.Close(fd)
-	if err := sys.SyncFS(fd); err != nil {
-		return fmt.Errorf("writing out %s: %w", at, err)
+	ignore := func(string) {} // sockets, which mean nothing without who listens
+	return d.Compare(from, func(cmp branches.Comparison) error {
+		return driver.Transfer(cmp, ignore, func(layer io.Reader) error { return d.Apply(to, layer, ignore) })
+	})
+}
+
+// flush brings what was written into a tree, if it is mounted, to its device. false: not
+// all of it is there.
+func (d *Driver) flush(id string) (complete bool, err error) {
+	at, _ := d.mounted(id)
+	if at == "" {
+		return true, nil
 	}
-	return nil
+	return d.fs.flush(at)
 }
 
 // checkFree refuses a new device when less is free than dm.min_free_space asks for,
@@ -148,10 +158,8 @@ func (d *Driver) Direct(driver.Tree) string { return "" }
 
 // Usage implements driver.Driver. Inodes are the file system's business.
 func (d *Driver) Usage(t driver.Tree) (driver.Usage, error) {
-	if at, _ := d.mounted(t.ID); at != "" {
-		if err := flush(at); err != nil {
-			return driver.Usage{}, err
-		}
+	if _, err := d.flush(t.ID); err != nil {
+		return driver.Usage{}, err
 	}
 	parent := baseName
 	if p, ok := t.Parent(); ok {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/layerfs/layerfs/internal/errs"
 	"github.com/layerfs/layerfs/internal/mounts"
+	"github.com/layerfs/layerfs/internal/sys"
 	"github.com/layerfs/layerfs/layers/driver"
 )
 
@@ -191,6 +192,23 @@ func (f fileSystems) unmount(at string) error {
 	}
 	awaitEnd(server)
 	return nil
+}
+
+// flush brings what was written into the file system on at to its device. fuse2fs keeps
+// blocks for itself until it ends, whatever it is asked: false.
+func (f fileSystems) flush(at string) (bool, error) {
+	if !f.kernel {
+		return false, nil
+	}
+	fd, err := sys.OpenRoot(at)
+	if err != nil {
+		return false, err
+	}
+	defer sys.Close(fd)
+	if err := sys.SyncFS(fd); err != nil {
+		return false, fmt.Errorf("writing out %s: %w", at, err)
+	}
+	return true, nil
 }
 
 // serverOf returns a descriptor of the fuse2fs that serves at, -1 when it is not found.

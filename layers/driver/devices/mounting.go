@@ -122,6 +122,7 @@ func (d *Driver) with(id string, use func(root string) error) error {
 	}
 	err = use(root)
 	return errors.Join(err, d.locked(func() error {
+		defer users.Close() // before others may look
 		if _, kept := os.Stat(d.kept(id)); kept == nil || lockUser(users, id, true) != nil {
 			return nil
 		}
