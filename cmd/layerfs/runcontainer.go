@@ -23,8 +23,8 @@ func (c *runCommand) container() (*heldContainer, error) {
 	if c.From == "" && (c.runRequest.Name == "" || c.Lower != "") {
 		return nil, nil
 	}
-	if _, err := os.Stat(c.Store); err != nil && c.From == "" {
-		return nil, nil // no store, no container
+	if c.From == "" && !layers.Exists(c.Store) {
+		return nil, nil
 	}
 	store, err := c.open()
 	if err != nil {
