@@ -220,7 +220,7 @@ func (req *runRequest) run() (code int, err error) {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, root.unmount()) }()
-	spec := sandbox.Spec{Root: src.point, Volumes: req.Volumes, Command: req.Command, Env: req.Env, Dir: "/"}
+	spec := sandbox.Spec{Keep: req.Store, Root: src.point, Volumes: req.Volumes, Command: req.Command, Env: req.Env, Dir: "/"}
 	if req.Source == nil {
 		if inside := within(req.Store, req.Lower); inside != "" {
 			spec.Hide = []string{inside} // the upper must not be seen in what is below it

@@ -43,8 +43,15 @@ var runName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]*$`)
 
 // openSource opens or makes the directories for a run.
 func openSource(req *runRequest) (*rootSource, error) {
+	err := os.MkdirAll(req.Store, 0700)
+	if err == nil {
+		req.Store, err = filepath.EvalSymlinks(req.Store)
+	}
 	runs := filepath.Join(req.Store, runsDir)
-	if err := os.MkdirAll(runs, 0700); err != nil {
+	if err == nil {
+		err = os.MkdirAll(runs, 0700)
+	}
+	if err != nil {
 		return nil, err
 	}
 	sweep(runs)

@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/layerfs/layerfs/internal/sys"
 )
 
 // Descriptors of holder and init.
@@ -135,6 +136,8 @@ func Await() ([]byte, error) {
 	if err := unix.CloseRange(feedFD, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("close_range: %w", err)
 	}
-	data, err := io.ReadAll(os.NewFile(specFD, "specification"))
-	return bytes.TrimSpace(data), err
+	if err := sys.SeparateMounts(); err != nil {
+		return nil, fmt.Errorf("a mount namespace: %w", err)
+	}
+	return io.ReadAll(os.NewFile(specFD, "specification"))
 }

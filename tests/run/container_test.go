@@ -31,7 +31,7 @@ func TestContainers(t *testing.T) {
 			require.Equal(t, []string{"made", "new"}, b.containers())
 
 			cmd, ended := b.start("new")
-			if driver == "vfs" && !testing.Short() { // one that is in use is waited for
+			if driver == "overlay" && !testing.Short() { // one that is in use is waited for
 				r := b.run("new", "--", "true")
 				require.Equal(t, 125, r.Code, r.Stderr)
 				require.Contains(t, r.Stderr, "in use")
