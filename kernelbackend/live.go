@@ -2,6 +2,7 @@ package kernelbackend
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -25,7 +26,7 @@ type Live struct {
 // OverlayAt returns the kernel's overlay on mountpoint, whoever has mounted it;
 // ok is false when what is mounted there, if anything, is none.
 func OverlayAt(mountpoint string) (l Live, ok bool, err error) {
-	real, err := realPath(mountpoint)
+	real, err := realPoint(mountpoint)
 	if err != nil {
 		return l, false, err
 	}
@@ -45,6 +46,20 @@ func OverlayAt(mountpoint string) (l Live, ok bool, err error) {
 		l.Lowers = l.namedLowers()
 	}
 	return l, true, nil
+}
+
+// realPoint is realPath for a mountpoint. It does not ask what is mounted there,
+// which may be served by a daemon that does not answer.
+func realPoint(path string) (string, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Readlink(abs); err == nil || abs == "/" {
+		return filepath.EvalSymlinks(abs)
+	}
+	dir, err := filepath.EvalSymlinks(filepath.Dir(abs))
+	return filepath.Join(dir, filepath.Base(abs)), err
 }
 
 func realPath(path string) (string, error) {

@@ -64,6 +64,9 @@ func Open(cfg Config) (*Store, error) {
 	return s, s.recover()
 }
 
+// Exists reports whether there is a store in the directory root.
+func Exists(root string) bool { return index{root}.exists() }
+
 // makeRoot makes the directory of the store. What lies in images, set-user-id
 // programs among it, is nothing for others: it is closed to them.
 func makeRoot(path string) (string, error) {

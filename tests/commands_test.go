@@ -33,7 +33,7 @@ func liveMount(t *testing.T) (*harness.Env, *harness.Mount) {
 
 func TestHelpOfEveryCommand(t *testing.T) {
 	e := harness.New(t)
-	for _, c := range []string{"mount", "umount", "status", "branches", "remount", "trace", "changes", "diff", "apply", "check", "convert"} {
+	for _, c := range []string{"mount", "umount", "status", "branches", "remount", "trace", "changes", "diff", "apply", "check", "convert", "probe"} {
 		r := e.Layerfs(c, "--help")
 		require.Zero(t, r.Code, c)
 		require.Contains(t, r.Stdout, "Usage: layerfs "+c)

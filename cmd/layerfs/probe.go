@@ -59,26 +59,17 @@ func printAnswer(indent, name string, ok bool, reason string) {
 	fmt.Printf("%-18s %s\n", indent+name, answer)
 }
 
-// storeRoot is where layers and containers lie unless the user says otherwise.
-func storeRoot() string {
-	if os.Geteuid() == 0 {
-		return "/var/lib/layerfs"
-	}
-	if data := os.Getenv("XDG_DATA_HOME"); filepath.IsAbs(data) {
-		return filepath.Join(data, "layerfs")
-	}
-	return filepath.Join(os.Getenv("HOME"), ".local/share/layerfs")
-}
-
 // nearStore is the directory nearest to the usual store that exists and can be
 // written; without one it is that for temporary files.
 func nearStore() string {
-	for dir := storeRoot(); ; dir = filepath.Dir(dir) {
+	dir, err := defaultRoot()
+	for ; err == nil; dir = filepath.Dir(dir) {
 		if _, err := os.Stat(dir); err == nil && unix.Access(dir, unix.W_OK) == nil {
 			return dir
 		}
 		if dir == filepath.Dir(dir) {
-			return os.TempDir()
+			break
 		}
 	}
+	return os.TempDir()
 }

@@ -25,12 +25,14 @@ import (
 type rootSource struct {
 	lowers             []string // top first
 	upper, work, point string
+	whole              string // a directory that is all of it, instead of branches
 	// mapped: everything belongs to ids that this user namespace has, so that
 	// kernel overlay can change it.
 	mapped  bool
 	dir     string // has upper, work and point
 	lock    int    // of dir
 	discard bool   // dir is removed at the end
+	sync    bool   // the changes are kept
 }
 
 // runsDir is where, in the store, the changes of runs lie. Those that are to be
@@ -41,28 +43,66 @@ var runName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]*$`)
 
 // openSource opens or makes the directories for a run.
 func openSource(req *runRequest) (*rootSource, error) {
-	if st, err := os.Stat(req.Lower); err != nil {
-		return nil, errs.New(errs.Of(err), "lower directory %s: %w", req.Lower, errors.Unwrap(err))
-	} else if !st.IsDir() {
-		return nil, errs.New(errs.Usage, "lower directory %s is not a directory", req.Lower)
+	err := os.MkdirAll(req.Store, 0700)
+	if err == nil {
+		req.Store, err = filepath.EvalSymlinks(req.Store)
 	}
 	runs := filepath.Join(req.Store, runsDir)
-	if err := os.MkdirAll(runs, 0700); err != nil {
+	if err == nil {
+		err = os.MkdirAll(runs, 0700)
+	}
+	if err != nil {
 		return nil, err
 	}
 	sweep(runs)
-	src := &rootSource{lowers: []string{req.Lower}, discard: req.Name == "" || req.Remove, lock: -1}
-	if err := src.open(runs, req.Name); err != nil {
+	src := &rootSource{lock: -1}
+	open := src.openDirectory
+	if req.Source != nil {
+		open = src.openContainer
+	}
+	if err := open(runs, req); err != nil {
 		return nil, errors.Join(err, src.close())
 	}
-	src.mapped = os.Geteuid() == 0 && !sys.InUserNamespace() || allMapped(req.Lower)
 	return src, nil
 }
 
-func (src *rootSource) open(runs, name string) (err error) {
+// openContainer takes the branches of a container; only the mountpoint is ours.
+func (src *rootSource) openContainer(runs string, req *runRequest) error {
+	s := req.Source
+	src.lowers, src.upper, src.work, src.whole = s.Lowers, s.Upper, s.Work, s.Dir
+	src.mapped, src.sync = true, !req.Remove
+	return src.openDir(runs, "")
+}
+
+// openDirectory makes a directory the only lower.
+func (src *rootSource) openDirectory(runs string, req *runRequest) error {
+	if st, err := os.Stat(req.Lower); err != nil {
+		return errs.New(errs.Of(err), "lower directory %s: %w", req.Lower, errors.Unwrap(err))
+	} else if !st.IsDir() {
+		return errs.New(errs.Usage, "lower directory %s is not a directory", req.Lower)
+	}
+	if err := src.openDir(runs, req.Name); err != nil {
+		return err
+	}
+	src.discard = req.Name == "" || req.Remove
+	src.sync = !src.discard
+	src.lowers = []string{req.Lower}
+	src.upper, src.work = filepath.Join(src.dir, "upper"), filepath.Join(src.dir, "work")
+	for _, d := range []string{src.upper, src.work} {
+		if err := os.Mkdir(d, 0755); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+	}
+	src.mapped = !sys.InUserNamespace() || allMapped(req.Lower)
+	return likeLower(src.upper, req.Lower)
+}
+
+// openDir makes and locks the directory of the run, with the mountpoint in it.
+func (src *rootSource) openDir(runs, name string) (err error) {
 	switch {
 	case name == "":
 		src.dir, err = os.MkdirTemp(runs, ".")
+		src.discard = true
 	case !runName.MatchString(name):
 		return errs.New(errs.Usage, "%q is no name: letters, digits and _.- are", name)
 	default:
@@ -75,19 +115,16 @@ func (src *rootSource) open(runs, name string) (err error) {
 		src.lock, err = lockDir(src.dir)
 	}
 	if err == unix.EWOULDBLOCK {
-		src.discard = false
 		return errs.New(errs.Busy, "%s is running already", name)
 	}
 	if err != nil {
 		return err
 	}
-	src.upper, src.work, src.point = filepath.Join(src.dir, "upper"), filepath.Join(src.dir, "work"), filepath.Join(src.dir, "root")
-	for _, d := range []string{src.upper, src.work, src.point} {
-		if err := os.Mkdir(d, 0755); err != nil && !errors.Is(err, os.ErrExist) {
-			return err
-		}
+	src.point = filepath.Join(src.dir, "root")
+	if err := os.Mkdir(src.point, 0755); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
 	}
-	return likeLower(src.upper, src.lowers[0])
+	return nil
 }
 
 // likeLower gives the root of an upper the mode that the root of the tree has.
@@ -164,14 +201,19 @@ func allMapped(dir string) bool {
 // mountedRoot is a root directory that is mounted.
 type mountedRoot struct {
 	point string
-	ended chan error // the end of the FUSE union's process; nil with kernel overlay
+	ended chan error // the end of the FUSE union's process; nil without one
+	plain bool       // no union at all
 }
 
 // mount mounts the tree: kernel overlay where it shows the same as the FUSE union.
 func (src *rootSource) mount(verbose bool) (*mountedRoot, error) {
+	if src.whole != "" {
+		say(verbose, "the root directory is "+src.whole)
+		return &mountedRoot{point: src.point, plain: true}, unix.Mount(src.whole, src.point, "", unix.MS_BIND, "")
+	}
 	o := kernelbackend.Overlay{
 		Lowers: src.lowers, Upper: src.upper, Work: src.work, Mountpoint: src.point,
-		RedirectDir: !sys.InUserNamespace(), Volatile: src.discard,
+		RedirectDir: !sys.InUserNamespace(), Volatile: !src.sync,
 	}
 	why := src.whyFUSE(&o)
 	if why == "" {
@@ -215,7 +257,7 @@ const liveTime = 10 * time.Second
 // mountFUSE has a process of its own serve the FUSE union; it ends with this one.
 func (src *rootSource) mountFUSE() (*mountedRoot, error) {
 	options := []string{"backend=fuse", "lowerdir=" + escapePaths(src.lowers), "upperdir=" + escapePaths([]string{src.upper}), "workdir=" + escapePaths([]string{src.work})}
-	if src.discard {
+	if !src.sync {
 		options = append(options, "volatile")
 	}
 	options = append(options, idOptions()...)
@@ -237,7 +279,7 @@ func (src *rootSource) mountFUSE() (*mountedRoot, error) {
 		default:
 		}
 		if _, ok, err := mounts.On(src.point); ok || err != nil {
-			return &mountedRoot{src.point, ended}, err
+			return &mountedRoot{point: src.point, ended: ended}, err
 		}
 		if time.Now().After(deadline) {
 			_ = daemon.Process.Kill()
@@ -286,11 +328,14 @@ func escapePaths(paths []string) string {
 
 // unmount unmounts and waits for what has been written to arrive.
 func (r *mountedRoot) unmount() error {
-	if r.ended == nil {
+	if r.ended == nil && !r.plain {
 		return kernelbackend.UnmountOverlay(r.point, false)
 	}
 	if err := sys.Unmount(r.point, 0); err != nil {
 		return fmt.Errorf("unmounting %s: %w", r.point, err)
+	}
+	if r.plain {
+		return nil
 	}
 	// The command's mount namespace, of which the kernel may take a moment to
 	// dispose, has had the mount too.

@@ -14,12 +14,12 @@ import (
 // span is a range of ids: inside the namespace, outside it, how many.
 type span struct{ inside, outside, n int }
 
-// giveIDs maps ids into the user namespace of the process pid: root to the
-// caller and, where /etc/subuid and /etc/subgid give him some, 1 and up to these.
-func giveIDs(pid int) error {
+// give maps ids into the user namespace of the process pid: root to the caller
+// and, if there are ranges, 1 and up to these.
+func (id Identity) give(pid int) error {
 	uids := subordinate("/etc/subuid", os.Geteuid())
 	gids := subordinate("/etc/subgid", os.Geteuid())
-	if uids != nil && gids != nil {
+	if id.Ranges && uids != nil && gids != nil {
 		err := errors.Join(mapByHelper("newuidmap", pid, os.Geteuid(), uids), mapByHelper("newgidmap", pid, os.Getegid(), gids))
 		if err == nil {
 			return nil

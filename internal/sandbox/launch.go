@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/layerfs/layerfs/internal/sys"
 )
 
 // Descriptors of holder and init.
@@ -22,9 +23,16 @@ const (
 // stageMark, in the environment, tells the holder that it is executed again.
 const stageMark = "_LAYERFS_SANDBOX"
 
+// Identity says which ids the user namespace of a caller other than root has
+// besides root, who is the caller.
+type Identity struct {
+	Ranges bool // those that /etc/subuid and /etc/subgid give to the caller
+}
+
 // Launch executes this program with the argument command as holder, which gets
-// data from Await, and returns its exit code, 128+n after a signal.
-func Launch(command string, data []byte) (code int, err error) {
+// data from Await and keeps files open, and returns its exit code, 128+n after a
+// signal.
+func Launch(command string, data []byte, id Identity, files ...*os.File) (code int, err error) {
 	spec, err := memory(data)
 	if err != nil {
 		return 0, err
@@ -35,7 +43,7 @@ func Launch(command string, data []byte) (code int, err error) {
 		return 0, err
 	}
 	defer feed.Close()
-	cmd := self(command, r, spec)
+	cmd := self(command, append([]*os.File{r, spec}, files...)...)
 	user := os.Geteuid() != 0
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
 	if user {
@@ -52,7 +60,7 @@ func Launch(command string, data []byte) (code int, err error) {
 		return 0, namespaceError(err)
 	}
 	if user {
-		if err := giveIDs(cmd.Process.Pid); err != nil {
+		if err := id.give(cmd.Process.Pid); err != nil {
 			_ = cmd.Process.Kill()
 			_ = cmd.Wait()
 			return 0, err
@@ -65,7 +73,7 @@ func Launch(command string, data []byte) (code int, err error) {
 	return status(cmd.Wait())
 }
 
-// self executes this program with the files as descriptors 3 and 4, and the terminal.
+// self executes this program with the files as descriptors 3 and up, and the terminal.
 func self(command string, files ...*os.File) *exec.Cmd {
 	return &exec.Cmd{
 		Path: "/proc/self/exe", Args: []string{os.Args[0], command}, Env: os.Environ(),
@@ -125,9 +133,11 @@ func Await() ([]byte, error) {
 		return nil, unix.Exec("/proc/self/exe", os.Args, env)
 	}
 	os.Unsetenv(stageMark)
-	for _, fd := range []int{feedFD, specFD} {
-		unix.CloseOnExec(fd)
+	if err := unix.CloseRange(feedFD, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("close_range: %w", err)
 	}
-	data, err := io.ReadAll(os.NewFile(specFD, "specification"))
-	return bytes.TrimSpace(data), err
+	if err := sys.SeparateMounts(); err != nil {
+		return nil, fmt.Errorf("a mount namespace: %w", err)
+	}
+	return io.ReadAll(os.NewFile(specFD, "specification"))
 }

@@ -10,8 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Spec is what is run where. All paths are absolute.
+// Spec is what is run where. All paths are absolute and, but for those inside,
+// without symbolic links.
 type Spec struct {
+	Keep    string   // what the holder needs while and after the command runs; contains Root
 	Root    string   // a mount: the root directory to be
 	Volumes []Volume // shown in it
 	Hide    []string // directories of the root directory that are to be empty, if they exist
@@ -59,6 +61,11 @@ func (s *Spec) Run(command string) (code int, err error) {
 	}
 	if err := cmd.Start(); err != nil {
 		return Failed, fmt.Errorf("a pid namespace: %w", err)
+	}
+	if err := Release(s.Keep); err != nil {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		return Failed, err
 	}
 	return status(cmd.Wait())
 }

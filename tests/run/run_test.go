@@ -175,16 +175,17 @@ func TestBackend(t *testing.T) {
 // start starts a script that says when it is up, and traps signals.
 func (b *bench) start(args ...string) (*exec.Cmd, chan error) {
 	b.T.Helper()
-	args = append([]string{"run", "--root", b.P("store"), "-v", b.Dir + ":/test"}, args...)
+	b.Sh("mkdir -p sign")
+	args = append([]string{"run", "--root", b.P("store"), "-v", b.P("sign") + ":/test"}, args...)
 	cmd := exec.Command(harness.Bin(), append(args, "--",
 		"sh", "-c", "trap 'exit 41' TERM; trap 'exit 42' INT; echo up >/test/up; while :; do sleep 0.05; done")...)
 	cmd.Stderr = os.Stderr
 	require.NoError(b.T, cmd.Start())
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	up := harness.Eventually(harness.Moment, func() bool { _, err := os.Stat(b.P("up")); return err == nil })
+	up := harness.Eventually(harness.Moment, func() bool { _, err := os.Stat(b.P("sign/up")); return err == nil })
 	require.True(b.T, up)
-	require.NoError(b.T, os.Remove(b.P("up")))
+	require.NoError(b.T, os.Remove(b.P("sign/up")))
 	return cmd, ended
 }
 
@@ -225,6 +226,22 @@ func TestSignals(t *testing.T) {
 		require.Len(t, b.left(), 1)
 		b.inside("true", "--lower", lower)
 		require.Empty(t, b.left())
+	}
+}
+
+// A run does not hold the mounts of others: their daemons end when they are unmounted.
+func TestMountsOfOthers(t *testing.T) {
+	b := newBench(t)
+	lowers := []string{b.P("image")}
+	if harness.Root() {
+		lowers = append(lowers, "/") // in a user namespace what is mounted below the lower stays
+	}
+	for _, lower := range lowers {
+		m := b.Mount(b.RW())
+		cmd, ended := b.start("--lower", lower)
+		m.Unmount() // looks for its daemon
+		require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+		require.Equal(t, 41, b.end(cmd, ended))
 	}
 }
 
