@@ -58,7 +58,7 @@ func Open(cfg Config) (*Store, error) {
 		return nil, err
 	}
 	cfg.Warn = s.warn
-	if s.driver, err = openDriver(s.meta.Driver, s.home(), cfg); err != nil {
+	if s.driver, err = openDriver(s.meta.Driver, s.home(), driverState{s.index}, cfg); err != nil {
 		return nil, err
 	}
 	return s, s.recover()
