@@ -22,6 +22,8 @@ type Config struct {
 	Union stacked.Mounter
 	// ThinPool opens or makes the block store in home for the driver thin.
 	ThinPool func(home string, o devices.Options) (devices.Pool, error)
+	// ThinHouse moves stores in and out of it.
+	ThinHouse devices.House
 	// Warn is told what a command leaves out or does besides.
 	Warn func(string)
 }
@@ -118,6 +120,8 @@ func (s *Store) settleDriver(name string, cfg Config) error {
 	switch {
 	case s.meta.Version != formatVersion:
 		return errs.New(errs.Corrupt, "the store %s is of version %d, this layerfs knows version %d", s.root, s.meta.Version, formatVersion)
+	case s.meta.Moving != "":
+		return errs.New(errs.Busy, "the store %s is being moved to driver %s: `layerfs device convert --to %s` completes that", s.root, s.meta.Moving, s.meta.Moving)
 	case name != auto && name != s.meta.Driver:
 		return errs.New(errs.Usage, "the store %s was made with driver %s: use --driver %s, or another --root for driver %s", s.root, s.meta.Driver, s.meta.Driver, name)
 	}

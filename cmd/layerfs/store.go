@@ -78,14 +78,19 @@ func defaultRoot() (string, error) {
 	return filepath.Join(home, ".local", "share", "layerfs"), nil
 }
 
+// storeRoot is where the store is that the flags name.
+func (c *storeCommand) storeRoot() (string, error) {
+	if c.flags.root != "" {
+		return c.flags.root, nil
+	}
+	return defaultRoot()
+}
+
 // open opens the store that the flags name, and says which driver a new one got.
 func (c *storeCommand) open() (*layers.Store, error) {
-	root := c.flags.root
-	if root == "" {
-		var err error
-		if root, err = defaultRoot(); err != nil {
-			return nil, err
-		}
+	root, err := c.storeRoot()
+	if err != nil {
+		return nil, err
 	}
 	s, err := layers.Open(c.config(root))
 	if err != nil {
@@ -104,7 +109,7 @@ func (c *storeCommand) config(root string) layers.Config {
 	}
 	return layers.Config{
 		Root: root, Driver: c.flags.driver, Options: c.flags.options,
-		Union: unionMounter{filepath.Join(abs, "run")}, ThinPool: openThinPool, Warn: warnLine,
+		Union: unionMounter{filepath.Join(abs, "run")}, ThinPool: openThinPool, ThinHouse: thinHouse{}, Warn: warnLine,
 	}
 }
 

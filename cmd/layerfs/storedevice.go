@@ -1,6 +1,11 @@
 package main
 
-var deviceCommands = map[string]func(args []string) error{"resize": deviceResize, "deactivate": deviceDeactivate}
+import (
+	"github.com/layerfs/layerfs/internal/errs"
+	"github.com/layerfs/layerfs/layers"
+)
+
+var deviceCommands = map[string]func(args []string) error{"resize": deviceResize, "deactivate": deviceDeactivate, "convert": deviceConvert}
 
 func cmdDevice(args []string) error { return subcommand("device", deviceCommands, args) }
 
@@ -24,4 +29,20 @@ func deviceDeactivate(args []string) error {
 		return err
 	}
 	return s.Deactivate()
+}
+
+func deviceConvert(args []string) error {
+	c := newStoreCommand("device convert", false)
+	to := c.String("to", "", "")
+	if done, err := c.parse(args, 0, 0); done || err != nil {
+		return err
+	}
+	if *to != layers.Thin && *to != layers.DeviceMapper {
+		return errs.New(errs.Usage, "device convert: --to thin or --to devicemapper is wanted")
+	}
+	root, err := c.storeRoot()
+	if err != nil {
+		return err
+	}
+	return layers.Move(c.config(root), *to)
 }

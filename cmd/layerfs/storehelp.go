@@ -137,12 +137,21 @@ prints its id. The container stays as it is, and may be mounted.
 Example:
   layerfs container commit c1 debian-hello
 `,
-	"device": `Usage: layerfs device resize|deactivate ...
+	"device": `Usage: layerfs device resize|deactivate|convert ...
 
 The pool of a store with the driver devicemapper or thin.
 
 Example:
   layerfs device resize 200G
+`,
+	"device convert": `Usage: layerfs device convert --to thin|devicemapper
+
+Moves the store to the other of the two drivers, on the same data file, with all layers
+and containers. Nothing of it may be mounted. When it was interrupted, the same command
+completes it; until then the store refuses others.
+` + storeOptionsHelp + `
+Example:
+  layerfs device convert --to devicemapper
 `,
 	"device resize": `Usage: layerfs device resize SIZE
 

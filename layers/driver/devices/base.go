@@ -13,13 +13,15 @@ import (
 // baseName is the base device's.
 const baseName = "base"
 
+const baseFile = "base.json"
+
 // base is what base.json says of the base device.
 type base struct {
 	Size int64  `json:"size"` // bytes
 	FS   string `json:"fs"`
 }
 
-func (d *Driver) basePath() string { return filepath.Join(d.home, "base.json") }
+func (d *Driver) basePath() string { return filepath.Join(d.home, baseFile) }
 
 // openBase makes the base device, or makes it larger when dm.basesize says so.
 func (d *Driver) openBase() error {
@@ -74,6 +76,16 @@ func writeFile(path string, data []byte) error {
 		err = os.Rename(tmp, path)
 	}
 	return err
+}
+
+// CopyBase has the driver in the directory to know the base device that the one in from
+// has made.
+func CopyBase(from, to string) error {
+	data, err := os.ReadFile(filepath.Join(from, baseFile))
+	if err != nil {
+		return err
+	}
+	return writeFile(filepath.Join(to, baseFile), data)
 }
 
 // makeBase makes the base device. What a crash has left of one goes first.
