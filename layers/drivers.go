@@ -1,6 +1,7 @@
 package layers
 
 import (
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"github.com/layerfs/layerfs/internal/errs"
 	"github.com/layerfs/layerfs/kernelbackend"
 	"github.com/layerfs/layerfs/layers/driver"
+	"github.com/layerfs/layerfs/layers/driver/devices"
 	"github.com/layerfs/layerfs/layers/driver/stacked"
 	"github.com/layerfs/layerfs/layers/driver/whole"
 )
@@ -21,9 +23,11 @@ const (
 	Btrfs   = "btrfs"
 	Union   = "union"
 	VFS     = "vfs"
+	Thin    = "thin"
 )
 
-// drivers are those that auto looks at, the best first.
+// drivers are those that auto looks at, the best first. VFS works everywhere, so what
+// comes after it is there for those who ask for it.
 var drivers = []struct {
 	name  string
 	needs string // of kernelbackend.Probe; "" for nothing
@@ -33,6 +37,7 @@ var drivers = []struct {
 	{Btrfs, kernelbackend.Btrfs, func(home string, _ Config) (driver.Driver, error) { return whole.NewBtrfs(home) }},
 	{Union, kernelbackend.FUSE, func(home string, cfg Config) (driver.Driver, error) { return newUnion(home, cfg) }},
 	{VFS, "", func(home string, _ Config) (driver.Driver, error) { return whole.NewVFS(home) }},
+	{Thin, "", newThin},
 }
 
 // aliases are the names that other programs have for drivers.
@@ -105,4 +110,30 @@ func newUnion(home string, cfg Config) (driver.Driver, error) {
 		return nil, errs.New(errs.Unsupported, "this program makes no FUSE mounts")
 	}
 	return stacked.New(home, cfg.Union)
+}
+
+func newThin(home string, cfg Config) (driver.Driver, error) {
+	if cfg.ThinPool == nil {
+		return nil, errs.New(errs.Unsupported, "this program has no block store")
+	}
+	return newDevices(home, cfg, cfg.ThinPool)
+}
+
+// newDevices opens a driver that keeps its trees in the thin devices of a pool.
+func newDevices(home string, cfg Config, open func(home string, o devices.Options) (devices.Pool, error)) (driver.Driver, error) {
+	o, err := devices.ParseOptions(cfg.Options)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(home, 0700); err != nil {
+		return nil, err
+	}
+	pool, err := open(home, o)
+	if err != nil {
+		return nil, err
+	}
+	for _, line := range pool.Warnings() {
+		cfg.Warn(line)
+	}
+	return devices.New(home, pool, o)
 }

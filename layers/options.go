@@ -6,45 +6,45 @@ import (
 	"strings"
 
 	"github.com/layerfs/layerfs/internal/errs"
+	"github.com/layerfs/layerfs/layers/driver/devices"
 )
 
-// options is what --storage-opt amounts to.
-type options struct {
-	minSpace string // btrfs.min_space: the least that a container may be limited to
-}
-
-// optionNames are the keys that each driver knows, with Docker's meanings.
-var optionNames = map[string]map[string]func(o *options, value string) error{
+// optionNames are the keys that each driver knows, with Docker's meanings, and what is
+// wrong with a value. Those of drivers with devices are in package devices.
+var optionNames = map[string]map[string]func(value string) error{
 	Overlay: {
 		"overlay2.override_kernel_check": isBool, // for kernels that nobody has any more, as in Docker
 		"overlay2.size":                  noQuota,
 	},
 	Btrfs: {
-		"btrfs.min_space": func(o *options, v string) error { o.minSpace = v; return isSize(v) },
+		"btrfs.min_space": isSize, // the least that a container could be limited to, as nothing limits them here
 	},
 }
 
-// parseOptions reads KEY=VALUE pairs for the driver.
-func parseOptions(driver string, list []string) (options, error) {
-	var o options
+// checkOptions looks at the KEY=VALUE pairs that are meant for the driver.
+func checkOptions(driver string, list []string) error {
+	if driver == Thin {
+		_, err := devices.ParseOptions(list)
+		return err
+	}
 	for _, kv := range list {
 		key, value, ok := strings.Cut(kv, "=")
 		if !ok {
-			return o, errs.New(errs.Usage, "--storage-opt %s: KEY=VALUE is wanted", kv)
+			return errs.New(errs.Usage, "--storage-opt %s: KEY=VALUE is wanted", kv)
 		}
 		key = strings.ToLower(strings.TrimSpace(key)) // as Docker did
 		if rest, ok := strings.CutPrefix(key, "overlay."); ok {
 			key = "overlay2." + rest
 		}
-		set := optionNames[driver][key]
-		if set == nil {
-			return o, unknownOption(driver, key)
+		check := optionNames[driver][key]
+		if check == nil {
+			return unknownOption(driver, key)
 		}
-		if err := set(&o, value); err != nil {
-			return o, errs.New(errs.Of(err), "--storage-opt %s: %w", kv, err)
+		if err := check(value); err != nil {
+			return errs.New(errs.Of(err), "--storage-opt %s: %w", kv, err)
 		}
 	}
-	return o, nil
+	return nil
 }
 
 func unknownOption(driver, key string) error {
@@ -59,7 +59,7 @@ func unknownOption(driver, key string) error {
 	return errs.New(errs.Usage, "driver %s: unknown option %s: it has %s", driver, key, strings.Join(known, ", "))
 }
 
-func isBool(_ *options, v string) error {
+func isBool(v string) error {
 	if _, err := strconv.ParseBool(v); err != nil {
 		return errs.New(errs.Usage, "true or false is wanted")
 	}
@@ -74,6 +74,6 @@ func isSize(v string) error {
 	return nil
 }
 
-func noQuota(_ *options, _ string) error {
+func noQuota(string) error {
 	return errs.New(errs.Unsupported, "limits by project quota are not in this version")
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/layerfs/layerfs/internal/errs"
 	"github.com/layerfs/layerfs/internal/sys"
 	"github.com/layerfs/layerfs/layers/driver"
+	"github.com/layerfs/layerfs/layers/driver/devices"
 	"github.com/layerfs/layerfs/layers/driver/stacked"
 )
 
@@ -19,19 +20,20 @@ type Config struct {
 	Options []string // KEY=VALUE, as Docker's --storage-opt
 	// Union makes FUSE mounts for the driver union.
 	Union stacked.Mounter
+	// ThinPool opens or makes the block store in home for the driver thin.
+	ThinPool func(home string, o devices.Options) (devices.Pool, error)
 	// Warn is told what a command leaves out or does besides.
 	Warn func(string)
 }
 
 // Store is an open store. Its methods may be called at once, also by several processes.
 type Store struct {
-	root    string // absolute and real
-	index   index
-	driver  driver.Driver
-	meta    meta
-	choice  []Choice // how the driver came to be chosen, when this process did
-	warn    func(string)
-	options options
+	root   string // absolute and real
+	index  index
+	driver driver.Driver
+	meta   meta
+	choice []Choice // how the driver came to be chosen, when this process did
+	warn   func(string)
 }
 
 // Open opens the store in cfg.Root, or makes it, and removes what commands that
@@ -52,9 +54,10 @@ func Open(cfg Config) (*Store, error) {
 	if err := s.settleDriver(name, cfg); err != nil {
 		return nil, err
 	}
-	if s.options, err = parseOptions(s.meta.Driver, cfg.Options); err != nil {
+	if err := checkOptions(s.meta.Driver, cfg.Options); err != nil {
 		return nil, err
 	}
+	cfg.Warn = s.warn
 	if s.driver, err = openDriver(s.meta.Driver, s.home(), cfg); err != nil {
 		return nil, err
 	}

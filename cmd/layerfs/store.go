@@ -104,7 +104,7 @@ func (c *storeCommand) config(root string) layers.Config {
 	}
 	return layers.Config{
 		Root: root, Driver: c.flags.driver, Options: c.flags.options,
-		Union: unionMounter{filepath.Join(abs, "run")}, Warn: warnLine,
+		Union: unionMounter{filepath.Join(abs, "run")}, ThinPool: openThinPool, Warn: warnLine,
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/layerfs/layerfs/branches"
+	"github.com/layerfs/layerfs/internal/units"
 	"github.com/layerfs/layerfs/layers"
 	"github.com/layerfs/layerfs/layers/driver"
 )
@@ -118,7 +119,7 @@ func printContainers(list []listedContainer, size bool) error {
 	for _, l := range list {
 		row := []string{l.Name, shortID(l.Layer), l.Created.Local().Format(time.DateTime)}
 		if size {
-			row = append(row, humanSize(l.Usage.Bytes))
+			row = append(row, units.Decimal(l.Usage.Bytes))
 		}
 		rows = append(rows, append(row, l.Mounted))
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/layerfs/layerfs/internal/errs"
+	"github.com/layerfs/layerfs/internal/units"
 	"github.com/layerfs/layerfs/layers"
 )
 
@@ -127,7 +128,7 @@ func layerList(args []string) error {
 			names = []string{"<none>"}
 		}
 		for _, name := range names {
-			rows = append(rows, []string{name, shortID(l.ID), shortID(l.Parent), humanSize(l.Size), l.Created.Local().Format(time.DateTime)})
+			rows = append(rows, []string{name, shortID(l.ID), shortID(l.Parent), units.Decimal(l.Size), l.Created.Local().Format(time.DateTime)})
 		}
 	}
 	return table("NAME\tID\tPARENT\tSIZE\tCREATED", rows)

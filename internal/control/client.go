@@ -25,7 +25,7 @@ func Call(mountpoint, cmd string, args, reply any, files ...*os.File) error {
 	if err != nil {
 		return err
 	}
-	return exchange(conn, "the daemon of "+mountpoint, cmd, args, reply, files)
+	return ask(conn, "the daemon of "+mountpoint, cmd, args, reply, files)
 }
 
 // CallAt is Call on a channel that ListenAt has opened. Where nobody listens, it is
@@ -39,11 +39,11 @@ func CallAt(path, cmd string, args, reply any) error {
 		conn.Close()
 		return err
 	}
-	return exchange(conn, "the process at "+path, cmd, args, reply, nil)
+	return ask(conn, "the process at "+path, cmd, args, reply, nil)
 }
 
-// exchange sends one request to whom and reads the answer; conn is closed.
-func exchange(conn *net.UnixConn, whom, cmd string, args, reply any, files []*os.File) error {
+// ask sends one request to whom and reads the answer; conn is closed.
+func ask(conn *net.UnixConn, whom, cmd string, args, reply any, files []*os.File) error {
 	defer conn.Close()
 	if len(files) > MaxFiles {
 		return errs.New(errs.Usage, "%s: %d directories at once are too many, %d is the limit", cmd, len(files), MaxFiles)

@@ -71,7 +71,7 @@ func TestOptions(t *testing.T) {
 			r := s.run("info", "--storage-opt", opt)
 			if s.driver != want.driver {
 				require.Equal(s.T, 2, r.Code, opt)
-				require.Contains(s.T, r.Stderr, "unknown option")
+				require.Contains(s.T, strings.ToLower(r.Stderr), "unknown option")
 				continue
 			}
 			require.Equal(s.T, want.code, r.Code, "%s: %s", opt, r.Stderr)

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -92,7 +91,7 @@ func (s *store) killed(c crashCase, n int) bool {
 
 // runPlanned runs a command that looks for the plan.
 func (s *store) runPlanned(args []string) {
-	cmd := exec.Command(harness.Bin(), append([]string{"--root", s.root, "--driver", s.driver}, args...)...)
+	cmd := exec.Command(harness.Bin(), append(s.flags(), args...)...)
 	cmd.Dir = s.Dir
 	cmd.Env = append(os.Environ(), "LAYERFS_FAULTS="+s.P("faults"))
 	if s.ordinary {
@@ -125,16 +124,8 @@ func (s *store) tidy(when string) {
 			want = append(want, id)
 		}
 	}
-	entries, err := os.ReadDir(filepath.Join(s.root, s.driver))
-	require.NoError(s.T, err)
-	var got []string
-	for _, e := range entries {
-		if e.Name() != "empty" {
-			got = append(got, e.Name())
-		}
-	}
 	slices.Sort(want)
-	require.Equal(s.T, want, got, when)
+	require.Equal(s.T, want, s.trees(), when)
 }
 
 // okAgain requires that the command can be given again, unless it has happened.

@@ -37,9 +37,9 @@ func (p place) String() string {
 // compared with.
 func places() []place {
 	if !harness.Root() {
-		return []place{{driver: "vfs"}, {driver: "union"}}
+		return []place{{driver: "vfs"}, {driver: "union"}, {driver: "thin"}}
 	}
-	return []place{{driver: "vfs"}, {driver: "overlay"}, {driver: "union"}, {driver: "btrfs"}, {"btrfs", true}}
+	return []place{{driver: "vfs"}, {driver: "overlay"}, {driver: "union"}, {driver: "btrfs"}, {"btrfs", true}, {driver: "thin"}}
 }
 
 // store is a store of one test.
@@ -93,18 +93,38 @@ func (s *store) clear() {
 		s.run("layer", "rm", ref) // it may have gone with another
 	}
 	require.Empty(s.T, s.lines("layer", "ls"))
-	entries, err := os.ReadDir(filepath.Join(s.root, s.driver))
-	require.NoError(s.T, err)
-	for _, e := range entries {
-		require.Equal(s.T, "empty", e.Name(), "left in the store")
-	}
-	entries, err = os.ReadDir(filepath.Join(s.root, "mnt"))
+	require.Empty(s.T, s.trees(), "left in the store")
+	entries, err := os.ReadDir(filepath.Join(s.root, "mnt"))
 	require.NoError(s.T, err)
 	require.Empty(s.T, entries)
 	mounts, _ := os.ReadFile("/proc/self/mountinfo")
 	require.NotContains(s.T, string(mounts), s.root+"/")
 	require.True(s.T, harness.Eventually(harness.Moment, func() bool { return len(harness.Daemons(filepath.Join(s.root, "run"))) == 0 }),
 		"the process that serves mounts does not end")
+}
+
+// trees are the ids of what the driver keeps.
+func (s *store) trees() (ids []string) {
+	s.T.Helper()
+	if s.driver == "thin" {
+		r := s.Cmd(nil, harness.Bin(), "thin", "ls", filepath.Join(s.root, "thin", "pool"))
+		require.Zero(s.T, r.Code, r.Stderr)
+		for _, l := range strings.Split(r.Stdout, "\n")[1:] {
+			if name := field(l, 1); name != "" && name != "base" {
+				ids = append(ids, name)
+			}
+		}
+		slices.Sort(ids)
+		return ids
+	}
+	entries, err := os.ReadDir(filepath.Join(s.root, s.driver))
+	require.NoError(s.T, err)
+	for _, e := range entries {
+		if e.Name() != "empty" {
+			ids = append(ids, e.Name())
+		}
+	}
+	return ids
 }
 
 // run runs a command on the store.
@@ -114,7 +134,16 @@ func (s *store) run(args ...string) harness.Result {
 	if s.ordinary {
 		prepare = harness.AsOrdinary
 	}
-	return s.Cmd(prepare, harness.Bin(), append([]string{"--root", s.root, "--driver", s.driver}, args...)...)
+	return s.Cmd(prepare, harness.Bin(), append(s.flags(), args...)...)
+}
+
+// flags are the options of the store.
+func (s *store) flags() []string {
+	list := []string{"--root", s.root, "--driver", s.driver}
+	if s.driver == "thin" {
+		list = append(list, "--storage-opt", "dm.basesize=512M", "--storage-opt", "dm.loopdatasize=8G")
+	}
+	return list
 }
 
 // ok runs a command that must succeed, and returns its output.
