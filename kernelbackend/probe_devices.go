@@ -29,7 +29,7 @@ func probeMapper(string) Backend {
 	}
 	defer sys.Close(fd)
 	for _, target := range []string{"thin-pool", "thin"} {
-		switch err := sys.MapperTarget(fd, target); err {
+		switch err := sys.HasTarget(fd, target); err {
 		case nil:
 		case unix.EINVAL, unix.ENXIO:
 			return no("device-mapper has no target %q (modprobe dm_thin_pool)", target)

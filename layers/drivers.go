@@ -9,6 +9,7 @@ import (
 	"github.com/layerfs/layerfs/internal/errs"
 	"github.com/layerfs/layerfs/kernelbackend"
 	"github.com/layerfs/layerfs/layers/driver"
+	"github.com/layerfs/layerfs/layers/driver/devicemapper"
 	"github.com/layerfs/layerfs/layers/driver/devices"
 	"github.com/layerfs/layerfs/layers/driver/stacked"
 	"github.com/layerfs/layerfs/layers/driver/whole"
@@ -24,6 +25,8 @@ const (
 	Union   = "union"
 	VFS     = "vfs"
 	Thin    = "thin"
+
+	DeviceMapper = "devicemapper"
 )
 
 // drivers are those that auto looks at, the best first. VFS works everywhere, so what
@@ -31,13 +34,16 @@ const (
 var drivers = []struct {
 	name  string
 	needs string // of kernelbackend.Probe; "" for nothing
-	open  func(home string, cfg Config) (driver.Driver, error)
+	open  func(home string, state driver.State, cfg Config) (driver.Driver, error)
 }{
-	{Overlay, kernelbackend.OverlayHere, func(home string, _ Config) (driver.Driver, error) { return stacked.New(home, stacked.Overlay{}) }},
-	{Btrfs, kernelbackend.Btrfs, func(home string, _ Config) (driver.Driver, error) { return whole.NewBtrfs(home) }},
-	{Union, kernelbackend.FUSE, func(home string, cfg Config) (driver.Driver, error) { return newUnion(home, cfg) }},
-	{VFS, "", func(home string, _ Config) (driver.Driver, error) { return whole.NewVFS(home) }},
+	{Overlay, kernelbackend.OverlayHere, func(home string, _ driver.State, _ Config) (driver.Driver, error) {
+		return stacked.New(home, stacked.Overlay{})
+	}},
+	{Btrfs, kernelbackend.Btrfs, func(home string, _ driver.State, _ Config) (driver.Driver, error) { return whole.NewBtrfs(home) }},
+	{Union, kernelbackend.FUSE, func(home string, _ driver.State, cfg Config) (driver.Driver, error) { return newUnion(home, cfg) }},
+	{VFS, "", func(home string, _ driver.State, _ Config) (driver.Driver, error) { return whole.NewVFS(home) }},
 	{Thin, "", newThin},
+	{DeviceMapper, "", newDeviceMapper},
 }
 
 // aliases are the names that other programs have for drivers.
@@ -91,12 +97,12 @@ func choose(root string) (name string, list []Choice, err error) {
 }
 
 // openDriver opens the driver name, whose files are in home.
-func openDriver(name, home string, cfg Config) (driver.Driver, error) {
+func openDriver(name, home string, state driver.State, cfg Config) (driver.Driver, error) {
 	for _, d := range drivers {
 		if d.name != name {
 			continue
 		}
-		dr, err := d.open(home, cfg)
+		dr, err := d.open(home, state, cfg)
 		if err != nil {
 			return nil, errs.New(errs.Of(err), "driver %s in %s: %w", name, filepath.Dir(home), err)
 		}
@@ -112,11 +118,17 @@ func newUnion(home string, cfg Config) (driver.Driver, error) {
 	return stacked.New(home, cfg.Union)
 }
 
-func newThin(home string, cfg Config) (driver.Driver, error) {
+func newThin(home string, _ driver.State, cfg Config) (driver.Driver, error) {
 	if cfg.ThinPool == nil {
 		return nil, errs.New(errs.Unsupported, "this program has no block store")
 	}
 	return newDevices(home, cfg, cfg.ThinPool)
+}
+
+func newDeviceMapper(home string, state driver.State, cfg Config) (driver.Driver, error) {
+	return newDevices(home, cfg, func(home string, o devices.Options) (devices.Pool, error) {
+		return devicemapper.Open(home, state, o)
+	})
 }
 
 // newDevices opens a driver that keeps its trees in the thin devices of a pool.

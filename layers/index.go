@@ -25,7 +25,8 @@ var (
 	layerBucket      = []byte("layers")     // id → Layer
 	nameBucket       = []byte("names")      // name of a layer → id
 	containerBucket  = []byte("containers") // name → Container
-	everyBucket      = [][]byte{metaBucket, layerBucket, nameBucket, containerBucket}
+	driverBucket     = []byte("driver")     // what the driver keeps, see driver.State
+	everyBucket      = [][]byte{metaBucket, layerBucket, nameBucket, containerBucket, driverBucket}
 	metaKey          = []byte("store")
 	errIndexDisorder = errs.New(errs.Corrupt, "the index contradicts itself")
 )

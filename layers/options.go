@@ -23,7 +23,7 @@ var optionNames = map[string]map[string]func(value string) error{
 
 // checkOptions looks at the KEY=VALUE pairs that are meant for the driver.
 func checkOptions(driver string, list []string) error {
-	if driver == Thin {
+	if driver == Thin || driver == DeviceMapper {
 		_, err := devices.ParseOptions(list)
 		return err
 	}

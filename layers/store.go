@@ -58,10 +58,24 @@ func Open(cfg Config) (*Store, error) {
 		return nil, err
 	}
 	cfg.Warn = s.warn
-	if s.driver, err = openDriver(s.meta.Driver, s.home(), cfg); err != nil {
+	if s.driver, err = openDriver(s.meta.Driver, s.home(), driverState{s.index}, cfg); err != nil {
+		s.forget()
 		return nil, err
 	}
 	return s, s.recover()
+}
+
+// forget gives up the driver of a store in which there is nothing yet: it cannot be
+// opened, and another one can be tried.
+func (s *Store) forget() {
+	_ = s.index.update(func(t txn) error {
+		for _, b := range [][]byte{layerBucket, containerBucket, driverBucket} {
+			if k, _ := t.tx.Bucket(b).Cursor().First(); k != nil {
+				return nil
+			}
+		}
+		return t.delete(metaBucket, metaKey)
+	})
 }
 
 // Exists reports whether there is a store in the directory root.

@@ -33,6 +33,7 @@ var commands = map[string]func(args []string) error{
 	"layer":     cmdLayer,
 	"container": cmdContainer,
 	"info":      cmdInfo,
+	"device":    cmdDevice,
 
 	poolProcess: runPoolProcess,
 	poolChecker: runPoolChecker,
@@ -44,7 +45,6 @@ var commands = map[string]func(args []string) error{
 // must not be taken for mountpoints.
 var absent = []string{
 	"settle",
-	"device",
 }
 
 func main() {

@@ -8,8 +8,9 @@ func init() {
 
 const storeOptionsHelp = `
   --root DIR            the store; /var/lib/layerfs for root, else $XDG_DATA_HOME/layerfs
-  --driver NAME         auto, overlay (overlay2), btrfs, union (aufs), vfs; a store keeps its driver
-  --storage-opt K=V     Docker's overlay2.* and btrfs.* options
+  --driver NAME         auto, overlay (overlay2), btrfs, union (aufs), vfs, thin, devicemapper;
+                        a store keeps its driver
+  --storage-opt K=V     Docker's overlay2.*, btrfs.* and dm.* options
 `
 
 // storeHelp is what the commands on stores print for --help.
@@ -135,6 +136,28 @@ prints its id. The container stays as it is, and may be mounted.
 ` + storeOptionsHelp + `
 Example:
   layerfs container commit c1 debian-hello
+`,
+	"device": `Usage: layerfs device resize|deactivate ...
+
+The pool of a store with the driver devicemapper or thin.
+
+Example:
+  layerfs device resize 200G
+`,
+	"device resize": `Usage: layerfs device resize SIZE
+
+Makes the data of the pool larger. Containers that wait for space go on.
+` + storeOptionsHelp + `
+Example:
+  layerfs device resize 200G
+`,
+	"device deactivate": `Usage: layerfs device deactivate
+
+Takes the pool and its devices out of the kernel, so that what it lies on can be
+unmounted or moved. The next command on the store brings it back.
+` + storeOptionsHelp + `
+Example:
+  layerfs device deactivate
 `,
 	"info": `Usage: layerfs info [--json]
 

@@ -211,5 +211,8 @@ func (p *thinPool) Conditions() []driver.Field {
 // Warnings implements devices.Pool.
 func (p *thinPool) Warnings() []string { return nil }
 
+// Stop implements devices.Pool. What nobody uses is gone already.
+func (p *thinPool) Stop() error { return p.Detach("") }
+
 // Close implements devices.Pool.
 func (p *thinPool) Close() error { return nil }

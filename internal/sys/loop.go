@@ -14,7 +14,7 @@ func LoopTry(control, file int) error {
 	if err != nil {
 		return err
 	}
-	dev, err := unix.Open("/dev/loop"+strconv.Itoa(n), unix.O_RDWR|unix.O_CLOEXEC, 0)
+	dev, err := unix.Open(loopPath(n), unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
@@ -24,3 +24,5 @@ func LoopTry(control, file int) error {
 	}
 	return unix.IoctlSetInt(dev, unix.LOOP_CLR_FD, 0)
 }
+
+func loopPath(n int) string { return "/dev/loop" + strconv.Itoa(n) }

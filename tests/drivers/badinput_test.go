@@ -13,7 +13,7 @@ import (
 
 // TestBadInput: message, exit code, nothing lost.
 func TestBadInput(t *testing.T) {
-	s := newStore(t, places()[0])
+	s := newStore(t, place{driver: "vfs"})
 	s.ok("layer", "import", "base", s.tar("base.tar", "f=1"))
 	s.ok("container", "create", "--from", "base", "c")
 	before := s.Sh("find store | sort")
@@ -117,7 +117,7 @@ func TestDefaultRoot(t *testing.T) {
 
 // TestDamagedIndex: a store whose index is damaged is refused, and left alone.
 func TestDamagedIndex(t *testing.T) {
-	s := newStore(t, places()[0])
+	s := newStore(t, place{driver: "vfs"})
 	s.ok("container", "create", "c")
 	path := filepath.Join(s.root, "index.db")
 	good, err := os.ReadFile(path)

@@ -125,6 +125,10 @@ func (s *store) tidy(when string) {
 		}
 	}
 	slices.Sort(want)
+	if s.driver == "devicemapper" { // which has numbers
+		require.Len(s.T, s.trees(), len(want), when)
+		return
+	}
 	require.Equal(s.T, want, s.trees(), when)
 }
 

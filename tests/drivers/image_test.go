@@ -54,7 +54,7 @@ func TestImages(t *testing.T) {
 
 // TestMovedName: an image that is imported again takes its name over.
 func TestMovedName(t *testing.T) {
-	s := newStore(t, places()[0])
+	s := newStore(t, place{driver: "vfs"})
 	s.ok("layer", "import-image", s.dockerArchive("1.tar", "app:latest", layered[:1]))
 	s.ok("layer", "import-image", s.dockerArchive("2.tar", "app:latest", layered[:2]))
 	lines := s.lines("layer", "ls")
@@ -69,7 +69,7 @@ func TestMovedName(t *testing.T) {
 // TestHostileImages: whatever is wrong with an archive is said, and nothing of it
 // stays.
 func TestHostileImages(t *testing.T) {
-	s := newStore(t, places()[1])
+	s := newStore(t, place{driver: "vfs"})
 	good := layered[0].bytes(s)
 	config := func(ids ...string) string {
 		return s.json(object{"rootfs": object{"diff_ids": ids}})

@@ -14,7 +14,7 @@ export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
 
 CACHE=${VM_CACHE:-/var/tmp/layerfs-vm}
 MODULES="virtio_pci virtio_blk loop dm-thin-pool"
-LATER="fuse overlay"
+LATER="fuse overlay xfs"
 
 die() {
 	echo "run-in-vm: $1" >&2
@@ -118,7 +118,7 @@ drives=()
 for disk; do drives+=(-drive "if=virtio,file=$disk,format=raw,cache=unsafe,discard=unmap"); done
 # ttyS0 is the console and init's, ttyS1 the script's.
 timeout "${VM_SECONDS:-150}" qemu-system-x86_64 -nodefaults -no-user-config -display none -monitor none -no-reboot \
-	-M pc,usb=off,hpet=off -accel tcg -cpu max -m 512 \
+	-M pc,usb=off,hpet=off -accel tcg -cpu max -m "${VM_MEMORY:-512}" \
 	-kernel "$CACHE"/kernel/boot/vmlinuz-* -initrd "$W/initrd" \
 	-append "console=ttyS0 quiet panic=-1 nokaslr mitigations=off tsc=reliable no_timer_check random.trust_cpu=on" \
 	-serial "file:$W/console" -serial "file:$W/out" "${drives[@]}" </dev/null &

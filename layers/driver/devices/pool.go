@@ -49,6 +49,10 @@ type Pool interface {
 
 	// Warnings are what Docker logged at every start, such as of loop files.
 	Warnings() []string
+
+	// Stop takes everything out of the kernel; whoever opens the pool next brings it
+	// back. Close only ends the use of this value.
+	Stop() error
 	Close() error
 }
 
