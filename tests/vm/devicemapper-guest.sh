@@ -1,7 +1,7 @@
 #!/bin/sh
 # devicemapper-guest.sh: goes into the Debian on the first disk and runs what is there.
 set -eu
-while read -r m; do insmod "/modules/$m" 2>/dev/null || true; done </modules/xfs
+cat /modules/xfs /modules/fuse | while read -r m; do insmod "/modules/$m" 2>/dev/null || true; done
 mkdir -p /mnt/root
 mount -t ext4 /dev/vda /mnt/root
 cp pattern /mnt/root/layerfs/pattern
