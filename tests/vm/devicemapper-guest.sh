@@ -6,5 +6,6 @@ mkdir -p /mnt/root
 mount -t ext4 /dev/vda /mnt/root
 cp pattern /mnt/root/layerfs/pattern
 for d in proc sys dev; do mount --bind "/$d" "/mnt/root/$d"; done
+ln -s /proc/self/fd /dev/fd
 mount -t tmpfs run /mnt/root/run
 exec chroot /mnt/root /bin/bash /layerfs/devicemapper-steps.sh
