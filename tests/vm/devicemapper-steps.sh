@@ -51,6 +51,20 @@ conformance() {
 	}
 }
 
+# fresh takes away what a step that failed has left.
+fresh() {
+	grep -o ' /w/[^ ]*' /proc/mounts | sort -r | while read -r m; do umount -l "$m"; done
+	dmsetup remove_all -f
+	losetup -D
+	rm -rf /w/s
+}
+
+# try NAME FUNCTION: a step that begins with nothing.
+try() {
+	fresh >/dev/null 2>&1
+	step "$@"
+}
+
 # filled makes a store with a layer and a mounted container.
 filled() {
 	dm "$@" -- layer import image /w/image.tar
@@ -259,16 +273,34 @@ trees() {
 	done
 }
 
+# What a container costs, beside kernel overlay on the same machine.
+costs() {
+	local n=20 start driver
+	for driver in devicemapper overlay; do
+		cost() { "$L" --root "/w/$driver" --driver $driver "$@" 2> >(grep -v -e loopback -e "new store" >&2); }
+		cost layer import image /w/image.tar >/dev/null
+		start=$(date +%s%N)
+		for i in $(seq $n); do cost container create --from image "c$i"; done
+		for i in $(seq $n); do cost container rm "c$i"; done
+		echo "        $driver: $((($(date +%s%N) - start) / n / 1000000)) ms to create and remove a container" >&3
+		cost layer rm image
+	done
+	"$L" --root /w/devicemapper device deactivate
+	rm -rf /w/devicemapper /w/overlay
+}
+
+exec 3>&1
 step "the conformance suite on loop files" conformance
 [ -z "$(cat pattern)" ] || exit $failed
-step "two devices as a pool" devices
-step "somebody else's pool" thinpooldev
-step "an empty device for LVM" lvm_device
-step "xfs, mkfs and mount options" file_system
-step "sizes of blocks and of the base device" base_size
-step "minimum free space" minimum_free
-step "a full pool" full
-step "a device that is held" held
-step "metadata that was replaced" another_pool
-step "from thin to devicemapper and back" moves
+try "two devices as a pool" devices
+try "somebody else's pool" thinpooldev
+try "an empty device for LVM" lvm_device
+try "xfs, mkfs and mount options" file_system
+try "sizes of blocks and of the base device" base_size
+try "minimum free space" minimum_free
+try "a full pool" full
+try "a device that is held" held
+try "metadata that was replaced" another_pool
+try "from thin to devicemapper and back" moves
+try "what containers cost" costs
 exit $failed
