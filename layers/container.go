@@ -213,7 +213,8 @@ func (s *Store) Unmount(name string) error {
 		return err
 	}
 	defer h.lock.unlock()
-	if s.Mounted(h.Container) == "" {
+	// What was unmounted by other means, or in part, is tidied up.
+	if h.Mount == "" {
 		return errs.New(errs.NotFound, "container %s is not mounted", name)
 	}
 	return s.unmount(h)
