@@ -18,7 +18,8 @@ import (
 )
 
 // CreateContainer makes a container that stands on a layer, or on nothing when from is "".
-func (s *Store) CreateContainer(name, from string) (*Container, error) {
+// size is how large it may become, in bytes, 0 for what is usual.
+func (s *Store) CreateContainer(name, from string, size int64) (*Container, error) {
 	if !containerName.MatchString(name) {
 		return nil, errs.New(errs.Usage, "%q cannot be the name of a container: letters, digits and ._- are possible, a letter or digit first, 128 in all", name)
 	}
@@ -39,7 +40,7 @@ func (s *Store) CreateContainer(name, from string) (*Container, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = s.driver.Create(tree)
+	err = s.createTree(tree, size)
 	if err == nil {
 		c.State = ready
 		err = s.index.update(func(t txn) error { return t.putContainer(c) })
@@ -48,6 +49,17 @@ func (s *Store) CreateContainer(name, from string) (*Container, error) {
 		_ = s.index.update(func(t txn) error { return t.delete(containerBucket, []byte(name)) })
 	}
 	return c, err
+}
+
+func (s *Store) createTree(t driver.Tree, size int64) error {
+	if size == 0 {
+		return s.driver.Create(t)
+	}
+	d, ok := s.driver.(driver.Sized)
+	if !ok {
+		return errs.New(errs.Unsupported, "driver %s cannot limit the size of a container: devicemapper and thin can", s.meta.Driver)
+	}
+	return d.CreateSized(t, size)
 }
 
 // placeContainer records a container that is being made.

@@ -35,7 +35,7 @@ func (c *runCommand) container() (*heldContainer, error) {
 		if h.own = h.name == ""; h.own {
 			h.name = fmt.Sprintf("run-%d", os.Getpid())
 		}
-		if _, err := store.CreateContainer(h.name, c.From); err != nil {
+		if _, err := store.CreateContainer(h.name, c.From, 0); err != nil {
 			return nil, err
 		}
 	}

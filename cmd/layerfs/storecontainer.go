@@ -30,11 +30,18 @@ func onStore(c *storeCommand, args []string, lo, hi int) (*layers.Store, error) 
 func containerCreate(args []string) error {
 	c := newStoreCommand("container create", false)
 	from := c.String("from", "", "")
+	size := c.String("size", "", "")
 	s, err := onStore(c, args, 1, 1)
 	if s == nil || err != nil {
 		return err
 	}
-	_, err = s.CreateContainer(c.Arg(0), *from)
+	var bytes int64
+	if *size != "" {
+		if bytes, err = parseSize(*size); err != nil {
+			return err
+		}
+	}
+	_, err = s.CreateContainer(c.Arg(0), *from, bytes)
 	return err
 }
 

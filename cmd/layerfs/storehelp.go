@@ -76,9 +76,11 @@ Example:
   layerfs container changes c1
   layerfs container commit c1 debian-hello
 `,
-	"container create": `Usage: layerfs container create [--from LAYER] NAME
+	"container create": `Usage: layerfs container create [--from LAYER] [--size SIZE] NAME
 
-Makes a container that stands on LAYER, or on nothing.
+Makes a container that stands on LAYER, or on nothing. With the drivers devicemapper and
+thin --size is how large it may become (Docker's --storage-opt size), no less than the
+base device.
 ` + storeOptionsHelp + `
 Example:
   layerfs container create --from debian c1

@@ -52,7 +52,7 @@ func (p *thinPool) create() error {
 	size := p.opts.LoopDataSize
 	err := blockstore.Create(tmp, blockstore.Options{
 		DataSize: size, BlockSize: int(p.opts.BlockSize), LowWater: uint64(size / p.opts.BlockSize / 10),
-		NoSpaceTimeout: time.Minute, NoDiscardPassdown: !p.opts.BlkDiscard,
+		NoSpaceTimeout: p.opts.NoSpaceTimeout, NoDiscardPassdown: !p.opts.BlkDiscard,
 	})
 	if err != nil {
 		return err

@@ -58,6 +58,12 @@ type Source struct {
 	Dir         string // the whole tree; "" for branches
 }
 
+// Sized is a Driver that can give a tree a size of its own.
+type Sized interface {
+	// CreateSized is Create of a tree that may grow to size bytes.
+	CreateSized(t Tree, size int64) error
+}
+
 // Driver keeps the trees of one store. The store sees to it that the trees which
 // one stands on are there and change no more, that two calls never concern the
 // same tree at once except Compare, Usage and Source beside anything but Remove,

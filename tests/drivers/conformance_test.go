@@ -7,8 +7,10 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/layerfs/layerfs/tests/harness"
 )
@@ -280,6 +282,90 @@ func TestUsage(t *testing.T) {
 			require.Regexp(s.T, `^1\.\d+MB$`, size)
 		}
 	})
+}
+
+// TestSize: a container may be larger than others, where it has a file system of its own.
+func TestSize(t *testing.T) {
+	each(t, func(s *store) {
+		s.ok("layer", "import", "base", s.tar("base.tar", "f=1"))
+		if !s.devices() {
+			s.fails(7, "cannot limit the size", "container", "create", "--size", "1G", "c")
+			return
+		}
+		space := func(c string) uint64 {
+			var st unix.Statfs_t
+			require.NoError(s.T, unix.Statfs(s.ok("container", "mount", c), &st))
+			return st.Blocks * uint64(st.Bsize) >> 20
+		}
+		s.ok("container", "create", "--from", "base", "small")
+		s.ok("container", "create", "--from", "base", "--size", "1G", "large")
+		require.Less(s.T, space("small"), uint64(600))
+		require.Greater(s.T, space("large"), uint64(900))
+		s.fails(2, "Container size cannot be smaller than 536.9MB", "container", "create", "--size", "100M", "tiny")
+		s.ok("container", "commit", "large", "larger")
+		s.ok("container", "create", "--from", "larger", "child")
+		require.Greater(s.T, space("child"), uint64(900))
+		s.ok("container", "rm", "-f", "large")
+		s.more = []string{"--storage-opt", "dm.basesize=800M"}
+		s.ok("container", "create", "--from", "base", "grown")
+		require.Greater(s.T, space("grown"), uint64(700), "the base device has grown, and so has what stands on it")
+	})
+}
+
+// TestPoolFull: who writes into a pool without room is told, others go on, removing
+// works, and growing makes room.
+func TestPoolFull(t *testing.T) {
+	harness.RequireRoot(t)
+	if os.Getenv("LAYERFS_TEST_DRIVERS") != "" {
+		t.Skip("tests/vm has its own")
+	}
+	s := newStore(t, place{driver: "thin"})
+	s.more = []string{"--storage-opt", "dm.loopdatasize=96M", "--storage-opt", "dm.min_free_space=0", "--storage-opt", "thin.no_space_timeout=2s"}
+	s.ok("layer", "import", "base", s.tar("base.tar", "f=1"))
+	s.ok("container", "create", "--from", "base", "greedy")
+	s.ok("container", "create", "--from", "base", "other")
+	o := s.ok("container", "mount", "other")
+	m := s.ok("container", "mount", "greedy")
+	r := s.Cmd(nil, "sh", "-c", "head -c 200M /dev/urandom > "+m+"/big && sync -f "+m)
+	require.NotZero(t, r.Code)
+	require.Less(t, r.Took, time.Minute)
+	require.Equal(t, []string{"f=1"}, harness.Names(t, o), "others can be read")
+	s.ok("container", "rm", "-f", "greedy")
+	s.ok("device", "resize", "256M")
+	s.ok("container", "create", "--from", "base", "modest")
+	m = s.ok("container", "mount", "modest")
+	s.Sh("head -c 100M /dev/urandom > " + m + "/big && sync -f " + m)
+	s.fails(2, "shrink", "device", "resize", "128M")
+	s.ok("container", "umount", "modest")
+	s.ok("container", "mount", "modest")
+	require.EqualValues(t, 100<<20, harness.Stat(t, m+"/big").Size)
+}
+
+// TestOneBlock: a small change in a large file takes a block of the pool or two, with the
+// file system's own notes a few, however large the file is (Docker's documentation: "when
+// 56 KB are written, one block").
+func TestOneBlock(t *testing.T) {
+	for _, p := range places() {
+		s := &store{place: p}
+		if !s.devices() {
+			continue
+		}
+		t.Run(p.String(), func(t *testing.T) {
+			s := newStore(t, p)
+			s.Sh("mkdir big.d && head -c 64M /dev/urandom > big.d/big && tar -C big.d -cf big.tar .")
+			s.ok("layer", "import", "big", s.P("big.tar"))
+			s.ok("container", "create", "--from", "big", "c")
+			s.script(`dd if=/dev/urandom of="$1"/big bs=32K count=1 seek=1000 conv=notrunc,fsync 2>/dev/null`, s.ok("container", "mount", "c"))
+			s.ok("container", "umount", "c")
+			size := field(s.lines("container", "ls", "--size")[0], 4)
+			require.Regexp(t, `^[0-9.]+kB$`, size)
+			var kb float64
+			_, err := fmt.Sscanf(size, "%gkB", &kb)
+			require.NoError(t, err)
+			require.LessOrEqual(t, kb, 12*65.54, "one block for the data, a few for inode, superblock and journal")
+			t.Logf("32 KiB in a file of 64 MiB: %s", size)
+		})
+	}
 }
 
 // reflinks reports whether the store's file system shares blocks.

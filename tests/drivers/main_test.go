@@ -55,6 +55,7 @@ type store struct {
 	*harness.Env
 	place
 	root string
+	more []string // options
 }
 
 // each runs a test on every driver.
@@ -70,7 +71,7 @@ func newStore(t testing.TB, p place) *store {
 		harness.RequireFUSE(t)
 	}
 	e := harness.New(t)
-	s := &store{e, p, e.P("store")}
+	s := &store{Env: e, place: p, root: e.P("store")}
 	if p.driver == "btrfs" {
 		dir, err := os.MkdirTemp(btrfs(t), "store-")
 		require.NoError(t, err)
@@ -172,6 +173,7 @@ func (s *store) flags() []string {
 	if s.devices() {
 		list = append(list, "--storage-opt", "dm.basesize=512M", "--storage-opt", "dm.loopdatasize=8G", "--storage-opt", "dm.loopmetadatasize=64M")
 	}
+	list = append(list, s.more...)
 	return list
 }
 

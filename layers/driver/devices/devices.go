@@ -1,6 +1,7 @@
 package devices
 
 import (
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -8,6 +9,7 @@ import (
 	"github.com/layerfs/layerfs/branches"
 	"github.com/layerfs/layerfs/internal/errs"
 	"github.com/layerfs/layerfs/internal/sys"
+	"github.com/layerfs/layerfs/internal/units"
 	"github.com/layerfs/layerfs/layers/driver"
 	"github.com/layerfs/layerfs/layers/oci"
 )
@@ -37,20 +39,61 @@ func (d *Driver) Pool() Pool { return d.pool }
 
 func (d *Driver) point(id string) string { return filepath.Join(d.home, "mnt", id) }
 
-// Create implements driver.Driver.
+// Create implements driver.Driver. On a base device that has grown, so has the tree.
 func (d *Driver) Create(t driver.Tree) error {
-	if err := d.checkFree(); err != nil {
-		return err
-	}
-	origin := baseName
-	if parent, ok := t.Parent(); ok {
-		origin = parent.ID
-	}
-	size, err := d.pool.Size(baseName)
+	base, err := d.pool.Size(baseName)
 	if err != nil {
 		return err
 	}
-	return d.pool.Snapshot(origin, t.ID, size)
+	return d.create(t, base)
+}
+
+// CreateSized implements driver.Sized.
+func (d *Driver) CreateSized(t driver.Tree, size int64) error {
+	_, least, err := d.origin(t)
+	if err != nil {
+		return err
+	}
+	if size < least {
+		return errs.New(errs.Usage, "devmapper: Container size cannot be smaller than %s", units.Decimal(least))
+	}
+	return d.create(t, size)
+}
+
+// origin returns the device of which that of t is a snapshot, and its size in bytes.
+func (d *Driver) origin(t driver.Tree) (name string, size int64, err error) {
+	name = baseName
+	if parent, ok := t.Parent(); ok {
+		name = parent.ID
+	}
+	size, err = d.pool.Size(name)
+	return name, size, err
+}
+
+// create makes a tree that is size bytes large, or as large as what it stands on if
+// that is larger.
+func (d *Driver) create(t driver.Tree, size int64) error {
+	if err := d.checkFree(); err != nil {
+		return err
+	}
+	origin, has, err := d.origin(t)
+	if err != nil {
+		return err
+	}
+	if err := d.pool.Snapshot(origin, t.ID, max(size, has)); err != nil || size <= has {
+		return err
+	}
+	return d.locked(func() error {
+		at := d.point(t.ID)
+		if err := os.MkdirAll(at, 0700); err != nil {
+			return err
+		}
+		path, err := d.pool.Attach(t.ID)
+		if err == nil {
+			err = d.fs.grow(path, at)
+		}
+		return errors.Join(err, os.Remove(at), d.pool.Detach(t.ID))
+	})
 }
 
 // Commit implements driver.Driver: by a snapshot, or, where the device does not have

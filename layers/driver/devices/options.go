@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/layerfs/layerfs/internal/errs"
 )
@@ -34,6 +35,10 @@ type Options struct {
 	MinFreeSpacePercent  uint64
 	XFSNoSpaceMaxRetries string // "" for the kernel's
 	LibDMLogLevel        int
+
+	// NoSpaceTimeout is how long writers wait in a full pool; of the driver thin only: for
+	// dm-thin it is a parameter of the kernel's module.
+	NoSpaceTimeout time.Duration
 }
 
 // DefaultOptions are what Docker had. Deferred removal and deletion were off there, and
@@ -43,6 +48,7 @@ func DefaultOptions() Options {
 		ThinpPercent: 95, ThinpMetaPercent: 1, AutoExtendThreshold: 80, AutoExtendPercent: 20,
 		LoopDataSize: 100 << 30, LoopMetadataSize: 2 << 30, BaseSize: 10 << 30,
 		FS: "ext4", BlockSize: 64 << 10, BlkDiscard: true, MinFreeSpacePercent: 10,
+		NoSpaceTimeout: time.Minute,
 	}
 }
 
@@ -88,6 +94,12 @@ var optionTable = map[string]func(o *Options, v string) error{
 		return setPercent(&o.AutoExtendThreshold, "dm.thinp_autoextend_threshold", v)
 	},
 	"dm.libdm_log_level": setLogLevel,
+	"thin.no_space_timeout": func(o *Options, v string) (err error) {
+		if o.NoSpaceTimeout, err = time.ParseDuration(v); err != nil || o.NoSpaceTimeout < 0 {
+			return errs.New(errs.Usage, "a time is wanted, such as 60s; 0s is for ever")
+		}
+		return nil
+	},
 }
 
 // ParseOptions reads KEY=VALUE pairs: those that the store remembers, and those that are
