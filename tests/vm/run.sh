@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# run.sh: the proofs in interop.sh and backends.sh, with the program $LAYERFS.
+# run.sh: the proofs in backends.sh, interop.sh and devicemapper.sh, with the program $LAYERFS.
 # Installs, as root, the Debian packages that they lack; what a virtual machine
 # needs beside them is kept in $VM_CACHE.
 set -eu
@@ -7,7 +7,7 @@ export VM_CACHE=${VM_CACHE:-/var/tmp/layerfs-vm}
 
 missing=
 for w in qemu-system-x86:qemu-system-x86_64 busybox-static:busybox cpio:cpio kmod:depmod dmsetup:dmsetup \
-	thin-provisioning-tools:thin_restore e2fsprogs:mkfs.ext4 fuse3:fusermount3; do
+	thin-provisioning-tools:thin_restore e2fsprogs:mkfs.ext4 fuse3:fusermount3 mmdebstrap:mmdebstrap; do
 	PATH=$PATH:/usr/sbin:/sbin command -v "${w#*:}" >/dev/null || missing="$missing ${w%%:*}"
 done
 if [ "$(id -u)" = 0 ]; then
@@ -23,3 +23,4 @@ elif [ -n "$missing" ]; then
 fi
 "$(dirname "$0")/backends.sh"
 "$(dirname "$0")/interop.sh"
+"$(dirname "$0")/devicemapper.sh"
