@@ -8,6 +8,7 @@ import (
 	"github.com/layerfs/layerfs/internal/control"
 	"github.com/layerfs/layerfs/internal/errs"
 	"github.com/layerfs/layerfs/internal/fusedev"
+	"github.com/layerfs/layerfs/internal/sys"
 	"github.com/layerfs/layerfs/kernelbackend"
 )
 
@@ -50,7 +51,7 @@ func unmountFuse(mountpoint string, lazy bool) error {
 		unix.Close(daemon)
 		awaitSession(dev)
 	default:
-		awaitEnd(daemon)
+		sys.AwaitEnd(daemon, daemonTime)
 	}
 	return nil
 }
@@ -89,20 +90,4 @@ func watchDaemon(mountpoint string) int {
 		return -1
 	}
 	return fd
-}
-
-// awaitEnd waits for the end of the daemon.
-func awaitEnd(pidfd int) {
-	defer unix.Close(pidfd)
-	until := time.Now().Add(daemonTime)
-	for {
-		left := time.Until(until)
-		if left <= 0 {
-			return
-		}
-		fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
-		if n, err := unix.Poll(fds, int(left.Milliseconds())+1); err != unix.EINTR && (n > 0 || err != nil) {
-			return
-		}
-	}
 }

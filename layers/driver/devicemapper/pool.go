@@ -75,15 +75,7 @@ func Open(home string, state driver.State, o devices.Options) (*Pool, error) {
 
 // locked runs fn while no other process changes the pool.
 func (p *Pool) locked(fn func() error) error {
-	f, err := os.OpenFile(filepath.Join(p.home, "lock"), os.O_RDWR|os.O_CREATE, 0600)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := sys.FlockWait(int(f.Fd()), unix.LOCK_EX); err != nil {
-		return err
-	}
-	return fn()
+	return driver.Locked(filepath.Join(p.home, "lock"), fn)
 }
 
 // open opens the pool. Precondition: see locked.

@@ -190,7 +190,9 @@ func (f fileSystems) unmount(at string) error {
 		}
 		return err
 	}
-	awaitEnd(server)
+	if server >= 0 {
+		sys.AwaitEnd(server, serverTime)
+	}
 	return nil
 }
 
@@ -230,18 +232,6 @@ func serverOf(at string) int {
 
 // serverTime is how long a server may take to write what it has and to end.
 const serverTime = 60 * time.Second
-
-func awaitEnd(pidfd int) {
-	if pidfd < 0 {
-		return
-	}
-	defer unix.Close(pidfd)
-	for until := time.Now().Add(serverTime); time.Now().Before(until); {
-		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 1000); n > 0 || err != nil && err != unix.EINTR {
-			return
-		}
-	}
-}
 
 // grow makes the file system as large as its device.
 func (f fileSystems) grow(path, at string) error {

@@ -6,8 +6,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/layerfs/layerfs/internal/errs"
 	"github.com/layerfs/layerfs/internal/sys"
 	"github.com/layerfs/layerfs/layers/driver"
@@ -20,15 +18,7 @@ import (
 
 // locked runs fn while no other process attaches, mounts and so on.
 func (d *Driver) locked(fn func() error) error {
-	f, err := os.OpenFile(filepath.Join(d.home, "lock"), os.O_RDWR|os.O_CREATE, 0600)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := sys.FlockWait(int(f.Fd()), unix.LOCK_EX); err != nil {
-		return err
-	}
-	return fn()
+	return driver.Locked(filepath.Join(d.home, "lock"), fn)
 }
 
 func (d *Driver) kept(id string) string { return filepath.Join(d.home, "kept", id) }
