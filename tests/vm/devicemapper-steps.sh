@@ -152,7 +152,7 @@ full() {
 	dm -- container create --from image d
 	M=$(dm -- container mount d)
 	echo 0 >/sys/module/dm_thin_pool/parameters/no_space_timeout # for ever
-	(head -c 60M /dev/urandom >"$M/big" && sync -f "$M" && touch /w/done) &
+	(head -c 90M /dev/urandom >"$M/big" && sync -f "$M" && touch /w/done) &
 	sleep 5
 	[ ! -e /w/done ] || same "the writer" waits "has ended"
 	dm -- device resize 256M
@@ -162,7 +162,7 @@ full() {
 	echo 60 >/sys/module/dm_thin_pool/parameters/no_space_timeout
 	dm -- container umount d
 	M=$(dm -- container mount d)
-	same "what was written" 62914560 "$(stat -c %s "$M/big")"
+	same "what was written" 94371840 "$(stat -c %s "$M/big")"
 	over
 	rm /w/done
 }
