@@ -63,8 +63,13 @@ var calls = map[string]caller{
 	wire.CallDelete: with(func(_ context.Context, c *conn, id uint32) (any, error) {
 		return nil, c.s.pool.DeleteDevice(id)
 	}),
-	wire.CallResize: with(func(_ context.Context, c *conn, a wire.ResizeArgs) (any, error) {
-		return nil, c.session.Resize(a.ID, a.Size)
+	wire.CallOpenRead: with(func(_ context.Context, c *conn, name string) (any, error) { return c.session.OpenToRead(name) }),
+	wire.CallInfo:     with(func(_ context.Context, c *conn, name string) (any, error) { return c.s.pool.Info(name) }),
+	wire.CallUse: with(func(_ context.Context, c *conn, a wire.UseArgs) (any, error) {
+		return nil, c.s.pool.SetUse(a.Device, a.Use)
+	}),
+	wire.CallOrigin: with(func(_ context.Context, c *conn, a wire.OriginArgs) (any, error) {
+		return nil, c.s.pool.SetOrigin(a.Device, a.Origin)
 	}),
 	wire.CallMessage: with(func(_ context.Context, c *conn, m string) (any, error) { return nil, c.s.pool.Message(m) }),
 	wire.CallGrow:    with(func(_ context.Context, c *conn, size int64) (any, error) { return nil, c.s.pool.Resize(size) }),
