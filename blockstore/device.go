@@ -343,20 +343,31 @@ func (p *Pool) unmapBeyond(id uint32, size int64) error {
 	return p.Unmap(id, from, MaxDeviceSize/uint64(p.blockSize)-from)
 }
 
-// SetUse says anew what the device called name is for. It is durable with
+// SetState notes how far the making or removal of the file has come that the
+// device called name is of; key must be that of its Use. It is durable with
 // the next commit.
-func (p *Pool) SetUse(name string, use *Use) error {
-	return p.changeRecord(name, func(rec *deviceRecord) { rec.Use = use })
+func (p *Pool) SetState(name, key, state string) error {
+	return p.changeRecord(name, func(rec *deviceRecord) error {
+		if rec.Use == nil || rec.Use.Key != key {
+			return errs.New(errs.Failed, "thin device %q is of another file: %w", name, unix.ESTALE)
+		}
+		use := *rec.Use
+		use.State = state
+		rec.Use = &use
+		return nil
+	})
 }
 
 // SetOrigin says where the external origin of the device called name is now,
 // durably. How far it is valid stays as it is.
 func (p *Pool) SetOrigin(name string, o Origin) error {
-	err := p.changeRecord(name, func(rec *deviceRecord) {
-		if rec.Origin != nil {
-			o.Valid = rec.Origin.Valid
-			rec.Origin = &o
+	err := p.changeRecord(name, func(rec *deviceRecord) error {
+		if rec.Origin == nil {
+			return errs.New(errs.Usage, "thin device %q has no external origin", name)
 		}
+		o.Valid = rec.Origin.Valid
+		rec.Origin = &o
+		return nil
 	})
 	if err != nil {
 		return err
@@ -364,7 +375,7 @@ func (p *Pool) SetOrigin(name string, o Origin) error {
 	return p.Commit()
 }
 
-func (p *Pool) changeRecord(name string, change func(*deviceRecord)) error {
+func (p *Pool) changeRecord(name string, change func(*deviceRecord) error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.messagesLocked(); err != nil {
@@ -374,7 +385,9 @@ func (p *Pool) changeRecord(name string, change func(*deviceRecord)) error {
 	if err != nil {
 		return err
 	}
-	change(&d.rec)
+	if err := change(&d.rec); err != nil {
+		return err
+	}
 	p.touchLocked(d)
 	return nil
 }

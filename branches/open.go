@@ -44,6 +44,7 @@ func openBranch(index int, spec Spec, cfg Config) (*Branch, error) {
 		b.NoSuid = fs.Flags&unix.ST_NOSUID != 0
 	}
 	b.detectOverride()
+	b.detectStubs()
 	return b, nil
 }
 

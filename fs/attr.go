@@ -47,8 +47,9 @@ func (f *FS) statLocked(n *node) (sys.Stat, error) {
 	if err != nil {
 		return st, err
 	}
-	f.applyOverride(f.branchOfLocked(n), at.fd, at.name, &st)
-	return st, nil
+	err = f.complete(f.branchOfLocked(n), at.fd, at.name, &st)
+	n.broken = err != nil
+	return st, err
 }
 
 // fillLocked translates attributes of n's file to what the mount shows.
@@ -175,6 +176,7 @@ func (f *FS) setAttr(n *node, in *fuse.SetAttrIn) error {
 		return err
 	}
 	defer at.release()
+	n.forgetTouchLocked()
 	b := n.changeableLocked()
 	if err := f.chown(b, at, in); err != nil {
 		return err

@@ -47,6 +47,10 @@ type FS struct {
 	// ancestry of the two does not change under them (s_vfs_rename_mutex).
 	renameMu sync.Mutex
 
+	files    blockFiles // of what was copied up by blocks
+	reflinks reflinks
+	troubles troubles
+
 	backings    atomic.Int64 // open files in branches
 	maxBackings int64        // immutable
 
@@ -71,6 +75,7 @@ func New(stack *branches.Stack, opts Options) (*FS, error) {
 	}
 	f.timeout.Store(int64(opts.Timeout))
 	f.table = newTable(f.gone)
+	f.files.init(opts.Pools, f.trouble)
 	if opts.Watch {
 		var err error
 		if f.watcher, err = newWatcher(f); err != nil {
@@ -202,10 +207,28 @@ func (f *FS) Init(*fuse.Server) {}
 func (f *FS) Close() error {
 	f.watcher.close()
 	f.handles.closeAll()
+	err := f.closeStubs()
 	for _, l := range f.indexes {
 		l.close()
 	}
-	return f.stack.Close()
+	if e := f.stack.Close(); err == nil {
+		err = e
+	}
+	return err
+}
+
+// closeStubs lets go of all stubs, of which the kernel does not say at the end
+// that it forgets them, and of their devices and pools.
+func (f *FS) closeStubs() error {
+	for _, n := range f.table.all() {
+		n.mu.Lock()
+		if n.back != nil && n.back.stub != nil {
+			n.back.release()
+			n.back = nil
+		}
+		n.mu.Unlock()
+	}
+	return f.files.close()
 }
 
 // gone is called for a node that nobody remembers any more.

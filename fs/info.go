@@ -13,7 +13,7 @@ import (
 )
 
 type counters struct {
-	opens, copyUps, copiedBytes atomic.Int64
+	opens, copyUps, copiedBytes, blockCopyUps atomic.Int64
 }
 
 // Status is what `layerfs status` prints.

@@ -108,5 +108,8 @@ func (f *FS) changeXattr(id uint64, attr string, change func(location) error) fu
 		defer n.dir.mu.Unlock()
 		n.dir.acl = aclUnknown
 	}
-	return f.xattrAt(id, func(n *node, at location) error { return change(at) })
+	return f.xattrAt(id, func(n *node, at location) error {
+		n.forgetTouchLocked()
+		return change(at)
+	})
 }

@@ -154,14 +154,22 @@ func (c *Client) Info(name string) (d blockstore.DeviceInfo, err error) {
 	return d, err
 }
 
-// SetUse says anew what a device is for. It is durable with the next commit.
-func (c *Client) SetUse(name string, use *blockstore.Use) error {
-	return c.call(context.Background(), wire.CallUse, wire.UseArgs{Device: name, Use: use}, nil)
+// SetState sets the state in the Use, which has that key, of a device. It is
+// durable with the next commit.
+func (c *Client) SetState(name, key, state string) error {
+	return c.call(context.Background(), wire.CallState, wire.StateArgs{Device: name, Key: key, State: state}, nil)
 }
 
 // SetOrigin says where the external origin of a device is now, durably.
 func (c *Client) SetOrigin(name string, o blockstore.Origin) error {
 	return c.call(context.Background(), wire.CallOrigin, wire.OriginArgs{Device: name, Origin: o}, nil)
+}
+
+// BlockSize is the size of a block of the pool in bytes.
+func (c *Client) BlockSize() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.welcome.BlockSize
 }
 
 // UUID is the pool's.

@@ -54,6 +54,9 @@ const (
 // PoolDir is the directory of the pool that this pool process is for.
 func PoolDir() string { return fmt.Sprintf("/proc/self/fd/%d", poolFD) }
 
+// Run has start run a program, and returns when that has reported.
+func Run(start Starter, dir *os.File, name string) error { return launcher{start}.run(dir, name) }
+
 // run starts the pool process of dir and returns when it serves.
 func (l launcher) run(dir *os.File, name string) error {
 	r, w, err := os.Pipe()

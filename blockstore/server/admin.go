@@ -65,8 +65,8 @@ var calls = map[string]caller{
 	}),
 	wire.CallOpenRead: with(func(_ context.Context, c *conn, name string) (any, error) { return c.session.OpenToRead(name) }),
 	wire.CallInfo:     with(func(_ context.Context, c *conn, name string) (any, error) { return c.s.pool.Info(name) }),
-	wire.CallUse: with(func(_ context.Context, c *conn, a wire.UseArgs) (any, error) {
-		return nil, c.s.pool.SetUse(a.Device, a.Use)
+	wire.CallState: with(func(_ context.Context, c *conn, a wire.StateArgs) (any, error) {
+		return nil, c.s.pool.SetState(a.Device, a.Key, a.State)
 	}),
 	wire.CallOrigin: with(func(_ context.Context, c *conn, a wire.OriginArgs) (any, error) {
 		return nil, c.s.pool.SetOrigin(a.Device, a.Origin)

@@ -25,7 +25,7 @@ const (
 	CallDelete    = "delete"    // uint32
 	CallOpenRead  = "open read" // string → blockstore.DeviceInfo
 	CallInfo      = "info"      // string → blockstore.DeviceInfo, without exclusive blocks
-	CallUse       = "use"       // UseArgs
+	CallState     = "state"     // StateArgs
 	CallOrigin    = "origin"    // OriginArgs
 	CallMessage   = "message"   // string
 	CallSettle    = "settle"    // every user assigns what it has written
@@ -61,10 +61,11 @@ type Welcome struct {
 	PID      int                   `json:"pid"`
 }
 
-// UseArgs says what a device is for.
-type UseArgs struct {
-	Device string          `json:"device"`
-	Use    *blockstore.Use `json:"use"`
+// StateArgs is the state of the blockstore.Use with that key.
+type StateArgs struct {
+	Device string `json:"device"`
+	Key    string `json:"key"`
+	State  string `json:"state"`
 }
 
 // OriginArgs says where the external origin of a device is.

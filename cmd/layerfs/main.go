@@ -29,8 +29,10 @@ var commands = map[string]func(args []string) error{
 	"pool":     cmdPool,
 	"thin":     cmdThin,
 
-	poolProcess: runPoolProcess,
-	poolChecker: runPoolChecker,
+	poolProcess:  runPoolProcess,
+	poolChecker:  runPoolChecker,
+	poolLauncher: runPoolLauncher,
+	poolMaker:    runPoolMaker,
 }
 
 // absent are commands of the full program that are not in this one. They

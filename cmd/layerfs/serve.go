@@ -32,6 +32,7 @@ const (
 // session is a live mount.
 type session struct {
 	mountpoint string
+	launcher   *launcher // nil when no pool will be needed
 	fs         *fs.FS
 	conn       *fusedev.Conn
 	log        *log.Logger
@@ -64,6 +65,9 @@ func (inv *invocation) serve(ready func()) error {
 	if closeErr := s.fs.Close(); err == nil {
 		err = closeErr
 	}
+	if s.launcher != nil {
+		s.launcher.Close()
+	}
 	return err
 }
 
@@ -79,6 +83,11 @@ func (inv *invocation) open() (*session, error) {
 	}
 	opts := inv.fileSystem()
 	opts.Log = logger
+	launch, err := inv.preparePools(stack, &opts)
+	if err != nil {
+		stack.Close()
+		return nil, err
+	}
 	f, err := fs.New(stack, opts)
 	if err != nil {
 		stack.Close()
@@ -93,7 +102,7 @@ func (inv *invocation) open() (*session, error) {
 	}
 	f.SetNotifier(conn)
 	conn.Gate = f
-	s := &session{inv.mountpoint, f, conn, logger, make(chan error, 1)}
+	s := &session{inv.mountpoint, launch, f, conn, logger, make(chan error, 1)}
 	go func() { s.ended <- conn.Serve(f, fuseOpts) }()
 	return s, nil
 }

@@ -30,7 +30,9 @@ type settings struct {
 	showMarks   bool
 	volatile    bool
 
-	fs fs.Options // Log is set when the mount is made
+	fs     fs.Options // Log and Pools are set when the mount is made
+	copyUp string     // copyup=, "" when it is not given
+	pool   string     // the shared pool, "" for private ones
 
 	fsName, subtype string
 	flags, cleared  uintptr // MS_* set and cleared by words
@@ -47,7 +49,7 @@ func newSettings(strict bool) *settings {
 		whiteout: "auto",
 		fsName:   "layerfs",
 		subtype:  "layerfs",
-		fs:       fs.Options{RedirectDir: true},
+		fs:       fs.Options{RedirectDir: true, Threshold: fs.DefaultThreshold},
 	}
 }
 
@@ -95,6 +97,7 @@ func (s *settings) stack(mountpoint string) branches.Config {
 // fileSystem says how the file system is to behave.
 func (s *settings) fileSystem() fs.Options {
 	o := s.fs
+	o.CopyUp = s.copyUpMode()
 	switch {
 	case s.timeout != nil:
 		o.Timeout = *s.timeout

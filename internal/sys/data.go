@@ -18,7 +18,7 @@ func CopyData(dst, src int, size int64) error {
 		return err
 	}
 	if uint64(size) >= st.Size {
-		if retry("ficlone", func() error { return unix.IoctlFileClone(dst, src) }) == nil {
+		if Clone(dst, src) == nil {
 			return nil
 		}
 		size = int64(st.Size)
@@ -34,6 +34,11 @@ func CopyData(dst, src int, size int64) error {
 		off = end
 	}
 	return Ftruncate(dst, size)
+}
+
+// Clone makes the empty file dst share all content of src.
+func Clone(dst, src int) error {
+	return retry("ficlone", func() error { return unix.IoctlFileClone(dst, src) })
 }
 
 // nextData returns the next stretch of data in [off, size); files that know

@@ -1,0 +1,469 @@
+package fs
+
+import (
+	"fmt"
+	"path"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/layerfs/layerfs/branches"
+	"github.com/layerfs/layerfs/internal/stub"
+	"github.com/layerfs/layerfs/internal/sys"
+)
+
+// stubFile is what a backing has besides its descriptor when that is of a stub.
+type stubFile struct {
+	fs     *FS
+	branch *branches.Branch // immutable
+	write  bool             // in a writable branch. Immutable.
+	path   string           // in the mount, for messages. Immutable.
+
+	mu   sync.Mutex
+	rec  stub.Record // changes when the stub turns out to be a copy. Protected by mu.
+	file *blockFile  // nil until it is first needed. Protected by mu.
+
+	touched atomic.Int64 // when the modification time was set last, in touchGrain
+	capless atomic.Bool  // it has no file capability that a change would have to remove
+}
+
+// touchGrain is how exact modification times are, as in a kernel that ticks 250
+// times a second.
+const touchGrain = 4 * time.Millisecond
+
+// withStub completes a backing of n's file, which lies in b, if that is a stub.
+// Preconditions: n.mu is held.
+func (f *FS) withStub(n *node, b *branches.Branch, back *backing) (*backing, error) {
+	if n.typ != unix.S_IFREG || b == nil {
+		return back, nil
+	}
+	var st sys.Stat
+	if !b.Stubs.Load() {
+		var err error
+		if st, err = sys.FStat(back.fd); err != nil {
+			back.release()
+			return nil, err
+		}
+	} else {
+		st.Mode = unix.S_IFREG
+	}
+	rec, ok, err := b.StubAt(back.fd, "", &st)
+	if err != nil {
+		f.trouble("stub %s: %v", pathLocked(n), err)
+		back.release()
+		return nil, unix.EIO
+	}
+	if ok {
+		back.stub = &stubFile{fs: f, branch: b, write: b.Writable() && !f.opts.ReadOnly, path: pathLocked(n), rec: rec}
+	}
+	return back, nil
+}
+
+// data returns the open device of a stub.
+func (b *backing) data() (*blockFile, error) {
+	s := b.stub
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.file != nil {
+		return s.file, nil
+	}
+	d, err := s.fs.openStub(s, b.fd)
+	if err != nil {
+		s.fs.trouble("stub %s: device %s: %v", s.path, s.rec.Device, err)
+		return nil, unix.EIO
+	}
+	s.file = d
+	return d, nil
+}
+
+// letGo ends the use of a stub whose descriptor fd is about to be closed. The
+// device of one that has no name any more goes.
+func (s *stubFile) letGo(fd int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	bf := &s.fs.files
+	if s.file != nil {
+		bf.release(s.file)
+	}
+	st, err := sys.FStat(fd)
+	if err != nil || st.Nlink > 0 || !s.write {
+		return
+	}
+	p, err := bf.pools.of(s.branch, s.rec)
+	if err != nil {
+		return
+	}
+	inode, err := stub.Inode(fd, "")
+	if err != nil {
+		return
+	}
+	rec := s.rec
+	bf.later(func() error {
+		if own, err := s.fs.owns(s.branch, p, rec, inode); err != nil || !own {
+			return err
+		}
+		return bf.remove(fileKey{p, rec.Device})
+	})
+}
+
+// owns reports whether the device that rec names is that of the inode in the
+// upper b, and not of a file that the stub is a copy of.
+func (f *FS) owns(b *branches.Branch, p *pool, rec stub.Record, inode string) (own bool, err error) {
+	id, err := f.files.pools.upper(b)
+	if err != nil {
+		return false, err
+	}
+	err = p.with(func(s stub.Store) error {
+		dev, err := s.Info(rec.Device)
+		own = err == nil && dev.Key == rec.Key && dev.Upper == id && dev.Stub == inode
+		return err
+	})
+	return own, err
+}
+
+// markUnlinking notes that the last name of a stub is about to go. If that
+// cannot be noted, a crash in between leaves a device that nothing names.
+func (b *backing) markUnlinking() {
+	s := b.stub
+	st, err := sys.FStat(b.fd)
+	if err != nil || st.Nlink > 1 || !s.write {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p, err := s.fs.files.pools.of(s.branch, s.rec)
+	if err != nil {
+		return
+	}
+	inode, err := stub.Inode(b.fd, "")
+	if err != nil {
+		return
+	}
+	if own, err := s.fs.owns(s.branch, p, s.rec, inode); err == nil && own {
+		_ = p.with(func(store stub.Store) error { return store.SetState(s.rec.Device, s.rec.Key, stub.Unlinking) })
+	}
+}
+
+// touch makes a change of the content show in the attributes, as that of any
+// other file does.
+func (s *stubFile) touch(fd int) error {
+	if !s.capless.Swap(true) {
+		if err := sys.RemoveXattr(fd, "", "security.capability"); err != nil && err != unix.ENODATA && err != unix.EOPNOTSUPP && err != unix.EPERM {
+			s.capless.Store(false)
+			return err
+		}
+	}
+	now := time.Now().UnixNano() / int64(touchGrain)
+	if s.touched.Swap(now) == now {
+		return nil
+	}
+	return sys.UtimesAt(fd, "", unix.Timespec{Nsec: sys.Omit}, unix.Timespec{Nsec: sys.Now})
+}
+
+// forgetTouch has the next change set the modification time, and look for a
+// capability, whenever that is. Preconditions: n.mu is held.
+func (n *node) forgetTouchLocked() {
+	if n.back != nil && n.back.stub != nil {
+		n.back.stub.touched.Store(0)
+		n.back.stub.capless.Store(false)
+	}
+}
+
+// read reads at off, less than asked for only at the end of the file.
+func (b *backing) read(buf []byte, off int64) (int, error) {
+	if b.stub == nil {
+		return sys.PRead(b.fd, buf, off)
+	}
+	d, err := b.data()
+	if err != nil {
+		return 0, err
+	}
+	return d.readAt(buf, off)
+}
+
+// write writes at off and returns how much was written.
+func (b *backing) write(buf []byte, off int64) (n int, err error) {
+	if b.stub == nil {
+		return sys.PWrite(b.fd, buf, off)
+	}
+	err = b.change(func(d *blockFile) error {
+		n, err = d.writeAt(buf, off)
+		return err
+	})
+	if n > 0 {
+		err = nil // a short write; the caller sees the error when it goes on
+	}
+	return n, err
+}
+
+// change changes the content of a stub.
+func (b *backing) change(how func(*blockFile) error) error {
+	d, err := b.data()
+	if err == nil {
+		err = b.stub.touch(b.fd)
+	}
+	if err != nil {
+		return err
+	}
+	return how(d)
+}
+
+func (b *backing) truncate(size int64) error {
+	if b.stub == nil {
+		return sys.Ftruncate(b.fd, size)
+	}
+	return b.change(func(d *blockFile) error { return d.truncate(size) })
+}
+
+func (b *backing) fallocate(mode uint32, off, length int64) error {
+	if b.stub == nil {
+		return sys.Fallocate(b.fd, mode, off, length)
+	}
+	return b.change(func(d *blockFile) error { return d.fallocate(mode, off, length) })
+}
+
+func (b *backing) seek(off int64, whence int) (int64, error) {
+	if b.stub == nil {
+		return sys.Seek(b.fd, off, whence)
+	}
+	d, err := b.data()
+	if err != nil {
+		return 0, err
+	}
+	return d.seek(off, whence)
+}
+
+// sync makes data, mapping and stub durable.
+func (b *backing) sync(dataOnly bool) error {
+	if b.stub != nil {
+		d, err := b.data()
+		if err == nil {
+			err = d.blocks.Flush()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if dataOnly {
+		return sys.Fdatasync(b.fd)
+	}
+	return sys.Fsync(b.fd)
+}
+
+// copyTo copies a range to another open file.
+func (b *backing) copyTo(off int64, dst *backing, dstOff, length int64) (int, error) {
+	if b.stub == nil && dst.stub == nil {
+		return sys.CopyFileRange(b.fd, off, dst.fd, dstOff, int(min(length, 1<<30)))
+	}
+	return copyRange(b, off, dst, dstOff, length)
+}
+
+// complete makes st, the attributes of the file name in fd of the branch b, say
+// what the mount shows: overrides applied and, of a stub, the size of the file.
+func (f *FS) complete(b *branches.Branch, fd int, name string, st *sys.Stat) error {
+	isFile := st.IsRegular()
+	f.applyOverride(b, fd, name, st)
+	if b == nil || !isFile || !st.IsRegular() {
+		return nil
+	}
+	rec, ok, err := b.StubAt(fd, name, st)
+	if !ok && err == nil {
+		return nil
+	}
+	if err == nil {
+		st.Size, err = f.stubSize(b, rec)
+	}
+	if err != nil {
+		f.trouble("stub %s in %s: device %s: %v", nameOr(name), b.Path, rec.Device, err)
+		return errBroken
+	}
+	st.Blocks = (st.Size + 511) / 512 // nobody takes it for a file of holes
+	return nil
+}
+
+// errBroken is a stub whose content cannot be found.
+var errBroken = fmt.Errorf("a stub without its content: %w", unix.EIO)
+
+func nameOr(name string) string {
+	if name == "" {
+		return "(open file)"
+	}
+	return name
+}
+
+func (f *FS) stubSize(b *branches.Branch, rec stub.Record) (uint64, error) {
+	p, err := f.files.pools.of(b, rec)
+	if err != nil {
+		return 0, err
+	}
+	if size, ok := f.files.known(fileKey{p, rec.Device}); ok {
+		return uint64(size), nil
+	}
+	var dev stub.Device
+	err = p.with(func(s stub.Store) (err error) { dev, err = s.Info(rec.Device); return err })
+	if err == nil && dev.Key != rec.Key {
+		err = errForeign
+	}
+	return uint64(dev.Size), err
+}
+
+var errForeign = fmt.Errorf("it belongs to another file: %w", unix.EIO)
+
+// openStub opens the device that s, open at fd, names. Preconditions: s.mu is held.
+func (f *FS) openStub(s *stubFile, fd int) (*blockFile, error) {
+	p, err := f.files.pools.of(s.branch, s.rec)
+	if err != nil {
+		return nil, err
+	}
+	if s.write {
+		if err := f.adoptStub(s, p, fd); err != nil {
+			return nil, err
+		}
+	}
+	key := fileKey{p, s.rec.Device}
+	return f.files.acquire(key, func() (*blockFile, error) { return f.openDevice(s, key) })
+}
+
+func (f *FS) openDevice(s *stubFile, key fileKey) (d *blockFile, err error) {
+	store, err := key.pool.use(false)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			key.pool.done()
+		}
+	}()
+	dev, err := store.Info(key.device)
+	if err == nil && dev.Key != s.rec.Key {
+		err = errForeign
+	}
+	if err != nil {
+		return nil, err
+	}
+	d = &blockFile{key: key}
+	if o := dev.Origin; o != nil && o.Valid > 0 {
+		if d.origin, err = f.findOrigin(s.branch, o); err != nil {
+			return nil, err
+		}
+	}
+	if d.origin != nil {
+		d.blocks, err = store.Open(key.device, d.origin, s.write)
+	} else {
+		d.blocks, err = store.Open(key.device, nil, s.write)
+	}
+	if err != nil && d.origin != nil {
+		sys.Close(d.origin.fd)
+	}
+	return d, err
+}
+
+// findOrigin opens the lower file o below the branch b: the one at its path
+// that has its size and modification time, and its inode number if there are several.
+func (f *FS) findOrigin(b *branches.Branch, o *stub.Origin) (*originFile, error) {
+	found, changed := -1, ""
+	for _, low := range f.stack.Branches() {
+		if low.Index <= b.Index {
+			continue
+		}
+		fd, err := sys.OpenUntouched(low.Root, o.Rel, 0)
+		if err != nil {
+			continue
+		}
+		st, err := sys.FStat(fd)
+		if err != nil || !isOrigin(&st, o) {
+			sys.Close(fd)
+			changed = low.Path
+			continue
+		}
+		if found < 0 || st.Ino == o.Ino {
+			if found >= 0 {
+				sys.Close(found)
+			}
+			found = fd
+			if st.Ino == o.Ino {
+				break
+			}
+			continue
+		}
+		sys.Close(fd)
+	}
+	switch {
+	case found >= 0:
+		return &originFile{found}, nil
+	case changed != "":
+		return nil, fmt.Errorf("the lower file %s in %s has changed since it was copied up: %w", o.Rel, changed, unix.EIO)
+	}
+	return nil, fmt.Errorf("the lower file %s, which was %s, is in no branch below: %w", o.Rel, o.Path, unix.EIO)
+}
+
+// isOrigin reports whether st is of the file that o describes.
+func isOrigin(st *sys.Stat, o *stub.Origin) bool {
+	return st.IsRegular() && int64(st.Size) == o.Size && mtimeOf(st) == o.Mtime
+}
+
+func mtimeOf(st *sys.Stat) int64 { return st.Mtime.Sec*1e9 + int64(st.Mtime.Nsec) }
+
+// adoptStub gives the stub s a device of its own if it is a copy that somebody
+// has made of another: a snapshot. Preconditions: s.mu is held.
+func (f *FS) adoptStub(s *stubFile, p *pool, fd int) error {
+	bf := &f.files
+	id, err := bf.pools.upper(s.branch)
+	if err != nil {
+		return err
+	}
+	inode, err := stub.Inode(fd, "")
+	if err != nil {
+		return err
+	}
+	bf.adopting.Lock()
+	defer bf.adopting.Unlock()
+	rec, ok, err := stub.Read(fd, "")
+	if err != nil || !ok {
+		return fmt.Errorf("its attribute has changed: %w", unix.EIO)
+	}
+	s.rec = rec
+	return p.with(func(store stub.Store) error {
+		dev, err := store.Info(rec.Device)
+		switch {
+		case err != nil:
+			return err
+		case dev.Key != rec.Key:
+			return errForeign
+		case dev.Upper == id && dev.Stub == inode:
+			return nil
+		}
+		own := stub.Device{Name: stub.DeviceName(fileOf(s.path)), Upper: id, Stub: inode, Key: stub.NewKey(), State: stub.Creating}
+		if err := store.Snapshot(own, rec.Device); err != nil {
+			return err
+		}
+		s.rec = stub.Record{Pool: rec.Pool, Device: own.Name, Key: own.Key}
+		if err := f.writeRecord(s.branch, fd, s.rec); err != nil {
+			_ = store.Delete(own.Name)
+			return err
+		}
+		return store.SetState(own.Name, own.Key, "")
+	})
+}
+
+// writeRecord makes the open file fd in b the stub of a device, durably.
+func (f *FS) writeRecord(b *branches.Branch, fd int, r stub.Record) error {
+	if err := sys.SetXattr(fd, "", string(b.Format.NS)+stub.Attr, []byte(r.String()), 0); err != nil {
+		return err
+	}
+	return sys.Fsync(fd)
+}
+
+// fileOf is the last component of a path.
+func fileOf(p string) string { return path.Base(p) }
+
+// seekEnd returns the size of a stub's content.
+func (b *backing) seekEnd() (int64, error) {
+	d, err := b.data()
+	if err != nil {
+		return 0, err
+	}
+	return d.blocks.Size(), nil
+}
