@@ -140,6 +140,9 @@ func (d *blockFile) fallocate(mode uint32, off, length int64) error {
 		}
 		return d.blocks.Extend(end)
 	case 0:
+		if keep && within == 0 {
+			return nil // space beyond the end is not promised
+		}
 		if keep {
 			return d.blocks.Provision(off, within)
 		}

@@ -4,7 +4,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/layerfs/layerfs/blockstore"
 	"github.com/layerfs/layerfs/blockstore/client"
 	"github.com/layerfs/layerfs/branches"
 	"github.com/layerfs/layerfs/fs"
@@ -25,8 +24,8 @@ func setThreshold(s *settings, value string) error {
 	if err != nil {
 		return badValue("%w", err)
 	}
-	if size < blockstore.MinBlockSize {
-		return badValue("must be at least one block, 64K")
+	if size < 1 {
+		return badValue("must be at least 1; a pool's block is 64K")
 	}
 	s.fs.Threshold = size
 	return nil
