@@ -3,6 +3,7 @@ package fs
 import (
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,7 +26,8 @@ type blockFile struct {
 	refs int       // protected by blockFiles.mu
 	used time.Time // when refs became 0. Protected by blockFiles.mu.
 
-	watch dirt // of a settle that is under way
+	times atomic.Pointer[times] // what the file shows while its inode has others, because it is settled
+	watch dirt                  // of a settle that is under way
 }
 
 // originFile is the lower file below a device.

@@ -109,6 +109,16 @@ func (bf *blockFiles) known(key fileKey) (size int64, ok bool) {
 	return 0, false
 }
 
+// timesOf returns the times that an open device keeps for its stub, nil for none.
+func (bf *blockFiles) timesOf(key fileKey) *times {
+	bf.mu.Lock()
+	defer bf.mu.Unlock()
+	if d := bf.open[key]; d != nil {
+		return d.times.Load()
+	}
+	return nil
+}
+
 // later has job done soon, beside the requests.
 func (bf *blockFiles) later(job func() error) {
 	bf.mu.Lock()

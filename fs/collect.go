@@ -102,6 +102,7 @@ func findStubs(dirfd int, name string, named map[string]bool) error {
 			var ok bool
 			if r, ok, err = stub.Read(fd, e.Name); ok {
 				named[r.Key] = true
+				mendAt(fd, e.Name)
 			}
 			var damaged *stub.Damaged
 			if errors.As(err, &damaged) {
@@ -113,4 +114,24 @@ func findStubs(dirfd int, name string, named map[string]bool) error {
 		}
 	}
 	return nil
+}
+
+// mendAt puts the stub name in dirfd right if its settling was interrupted. If
+// that fails it is still a stub, with a longer text.
+func mendAt(dirfd int, name string) {
+	for _, ns := range []whiteout.Namespace{whiteout.Trusted, whiteout.User} {
+		text, err := sys.GetXattr(dirfd, name, string(ns)+timesAttr)
+		if err != nil {
+			continue
+		}
+		fd, err := sys.OpenIn(dirfd, name, unix.O_RDWR, 0)
+		if err != nil {
+			return
+		}
+		if t, ok := parseTimes(string(text)); ok {
+			_ = mendStub(fd, string(ns), &t)
+		}
+		sys.Close(fd)
+		return
+	}
 }

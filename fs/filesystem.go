@@ -49,6 +49,7 @@ type FS struct {
 
 	files    blockFiles // of what was copied up by blocks
 	reflinks reflinks
+	settler  settler
 	troubles troubles
 
 	backings    atomic.Int64 // open files in branches
@@ -76,6 +77,7 @@ func New(stack *branches.Stack, opts Options) (*FS, error) {
 	f.timeout.Store(int64(opts.Timeout))
 	f.table = newTable(f.gone)
 	f.files.init(opts.Pools, f.trouble)
+	f.settler.upTo.Store(-1)
 	if opts.Watch {
 		var err error
 		if f.watcher, err = newWatcher(f); err != nil {
@@ -205,6 +207,8 @@ func (f *FS) Init(*fuse.Server) {}
 
 // Close gives everything back after the unmount and empties the work directory.
 func (f *FS) Close() error {
+	f.settler.stopped.Store(true)
+	f.settler.running.Lock() // for good
 	f.watcher.close()
 	f.handles.closeAll()
 	err := f.closeStubs()

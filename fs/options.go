@@ -58,6 +58,7 @@ type Options struct {
 	StrictAtime      bool // every read of a file in the upper sets its access time
 	CopyUp           CopyUpMode
 	Threshold        int64       // bytes from which on a file is copied up by blocks
+	OriginPaths      bool        // lower files are looked for where they were when they were copied up, if no branch has them
 	Pools            stub.Pools  // where the blocks go; nil when the mount can open no pool
 	Log              *log.Logger // nil: log.Default()
 }

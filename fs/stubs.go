@@ -78,6 +78,13 @@ func (b *backing) data() (*blockFile, error) {
 	return d, nil
 }
 
+// opened returns the device if it is open, else nil.
+func (s *stubFile) opened() *blockFile {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.file
+}
+
 // letGo ends the use of a stub whose descriptor fd is about to be closed. The
 // device of one that has no name any more goes.
 func (s *stubFile) letGo(fd int) {
@@ -126,9 +133,17 @@ func (f *FS) owns(b *branches.Branch, p *pool, rec stub.Record, inode string) (o
 // markUnlinking notes that the last name of a stub is about to go. If that
 // cannot be noted, a crash in between leaves a device that nothing names.
 func (b *backing) markUnlinking() {
-	s := b.stub
 	st, err := sys.FStat(b.fd)
-	if err != nil || st.Nlink > 1 || !s.write {
+	if err == nil && st.Nlink <= 1 {
+		b.markUnfinished()
+	}
+}
+
+// markUnfinished has the next mount look whether the stub is still there, if
+// this one comes to no good end.
+func (b *backing) markUnfinished() {
+	s := b.stub
+	if !s.write {
 		return
 	}
 	s.mu.Lock()
@@ -148,7 +163,7 @@ func (b *backing) markUnlinking() {
 
 // touch makes a change of the content show in the attributes, as that of any
 // other file does.
-func (s *stubFile) touch(fd int) error {
+func (s *stubFile) touch(fd int, d *blockFile) error {
 	if !s.capless.Swap(true) {
 		if err := sys.RemoveXattr(fd, "", "security.capability"); err != nil && err != unix.ENODATA && err != unix.EOPNOTSUPP && err != unix.EPERM {
 			s.capless.Store(false)
@@ -157,6 +172,11 @@ func (s *stubFile) touch(fd int) error {
 	}
 	now := time.Now().UnixNano() / int64(touchGrain)
 	if s.touched.Swap(now) == now {
+		return nil
+	}
+	if t := d.times.Load(); t != nil {
+		at := time.Now()
+		d.times.CompareAndSwap(t, &times{t.atime, unix.NsecToTimespec(at.UnixNano())})
 		return nil
 	}
 	return sys.UtimesAt(fd, "", unix.Timespec{Nsec: sys.Omit}, unix.Timespec{Nsec: sys.Now})
@@ -202,7 +222,7 @@ func (b *backing) write(buf []byte, off int64) (n int, err error) {
 func (b *backing) change(how func(*blockFile) error) error {
 	d, err := b.data()
 	if err == nil {
-		err = b.stub.touch(b.fd)
+		err = b.stub.touch(b.fd, d)
 	}
 	if err != nil {
 		return err
@@ -273,14 +293,31 @@ func (f *FS) complete(b *branches.Branch, fd int, name string, st *sys.Stat) err
 		return nil
 	}
 	if err == nil {
-		st.Size, err = f.stubSize(b, rec)
+		err = f.stubStat(b, rec, st)
 	}
 	if err != nil {
 		f.trouble("stub %s in %s: device %s: %v", nameOr(name), b.Path, rec.Device, err)
 		return errBroken
 	}
-	st.Blocks = (st.Size + 511) / 512 // nobody takes it for a file of holes
 	return nil
+}
+
+// stubStat makes st say of the stub with that record what the file is.
+func (f *FS) stubStat(b *branches.Branch, rec stub.Record, st *sys.Stat) (err error) {
+	if st.Size, err = f.stubSize(b, rec); err != nil {
+		return err
+	}
+	st.Blocks = (st.Size + 511) / 512 // nobody takes it for a file of holes
+	if p, err := f.files.pools.of(b, rec); err == nil {
+		if t := f.files.timesOf(fileKey{p, rec.Device}); t != nil {
+			st.Atime, st.Mtime = stampOf(t.atime), stampOf(t.mtime)
+		}
+	}
+	return nil
+}
+
+func stampOf(t unix.Timespec) unix.StatxTimestamp {
+	return unix.StatxTimestamp{Sec: t.Sec, Nsec: uint32(t.Nsec)}
 }
 
 // errBroken is a stub whose content cannot be found.
@@ -389,6 +426,16 @@ func (f *FS) findOrigin(b *branches.Branch, o *stub.Origin) (*originFile, error)
 			continue
 		}
 		sys.Close(fd)
+	}
+	if found < 0 && f.opts.OriginPaths {
+		if fd, err := sys.OpenPath(o.Path); err == nil {
+			st, err := sys.FStat(fd)
+			if err == nil && isOrigin(&st, o) {
+				return &originFile{fd}, nil
+			}
+			sys.Close(fd)
+			changed = "the place where it was"
+		}
 	}
 	switch {
 	case found >= 0:

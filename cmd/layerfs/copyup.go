@@ -77,3 +77,12 @@ func (s *settings) preparePools(stack *branches.Stack, opts *fs.Options) (*launc
 func poolsHere(shared string) *poolsOf {
 	return &poolsOf{start: client.Exec(client.Program(poolProcess)), make: client.Exec(client.Program(poolMaker)), shared: shared}
 }
+
+func setSettle(s *settings, value string) error {
+	switch value {
+	case "idle", "umount":
+		s.settleAt = value
+		return nil
+	}
+	return badValue("use idle or umount")
+}

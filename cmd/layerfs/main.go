@@ -23,6 +23,7 @@ var commands = map[string]func(args []string) error{
 	"trace":    cmdTrace,
 	"changes":  cmdChanges,
 	"check":    cmdCheck,
+	"settle":   cmdSettle,
 	"convert":  cmdConvert,
 	"diff":     cmdDiff,
 	"apply":    cmdApply,
@@ -38,7 +39,6 @@ var commands = map[string]func(args []string) error{
 // absent are commands of the full program that are not in this one. They
 // must not be taken for mountpoints.
 var absent = []string{
-	"settle",
 	"layer", "container", "run", "probe", "info", "device",
 }
 

@@ -89,6 +89,7 @@ func init() {
 		"copyup":           {required, setCopyUpMode},
 		"copyup_threshold": {required, setThreshold},
 		"pool":             {required, func(s *settings, v string) error { return setPath(&s.pool, v) }},
+		"settle":           {required, setSettle},
 		"create":           {required, setCreate},
 		"create_policy":    {required, setCreate},
 		"cpup":             {required, setCopyUp},

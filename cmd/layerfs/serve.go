@@ -56,12 +56,18 @@ func (inv *invocation) serve(ready func()) error {
 		s.log.Print(err)
 	}
 	channel := s.listen()
+	if inv.settleAt == "idle" {
+		go s.fs.SettleWhenIdle()
+	}
 	ready()
 	err = s.wait(signals)
 	if channel != nil {
 		channel.Close()
 	}
 	s.conn.Close()
+	if inv.settleAt == "umount" {
+		s.fs.Settle()
+	}
 	if closeErr := s.fs.Close(); err == nil {
 		err = closeErr
 	}
@@ -136,6 +142,11 @@ func (s *session) answer(cmd string, args json.RawMessage, files []*os.File) (an
 			return nil, errs.New(errs.Usage, "trace: %w", err)
 		}
 		return s.fs.Trace(path)
+	case "settle":
+		s.fs.StartSettle()
+		return nil, nil
+	case "settle status":
+		return s.fs.SettleStatus(), nil
 	case "remembered", "change":
 		changes, err := changesFrom(args, files)
 		if err != nil {

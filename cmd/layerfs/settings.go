@@ -33,6 +33,8 @@ type settings struct {
 	fs     fs.Options // Log and Pools are set when the mount is made
 	copyUp string     // copyup=, "" when it is not given
 	pool   string     // the shared pool, "" for private ones
+	// settleAt is when stubs become plain files: "" for when that is asked for.
+	settleAt string
 
 	fsName, subtype string
 	flags, cleared  uintptr // MS_* set and cleared by words
