@@ -14,10 +14,10 @@ import (
 	"github.com/layerfs/layerfs/internal/stub"
 )
 
-// privatePool is what a private pool is made with: as large as it needs to be,
+// privatePool is what a private pool is made with: it is as large as it needs to be,
 // and full when the file system is.
 var privatePool = blockstore.Options{
-	DataSize: 1 << 40, AutoextendAt: 80, AutoextendBy: 100, ErrorIfNoSpace: true, Small: true,
+	DataSize: 64 << 20, AutoextendAt: 80, AutoextendBy: 100, ErrorIfNoSpace: true, Small: true,
 }
 
 // poolsOf are the pools of one mount or one command.
