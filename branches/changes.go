@@ -20,6 +20,9 @@ type Comparison struct {
 	// at its word.
 	Lowers       []string
 	DeletedFirst bool // in each directory; else names are in order
+	// Stubs is how the content of files that were copied up by blocks is found;
+	// without it they are an error.
+	Stubs *Stubs
 }
 
 // Kinds of changes, as `docker diff` has them.
@@ -46,12 +49,12 @@ type Difference struct {
 func (cmp Comparison) Run(emit func(*Difference) error) error {
 	c := comparison{uppers: len(cmp.Uppers), deletedFirst: cmp.DeletedFirst}
 	var err error
-	if c.full, err = openAll(slices.Concat(cmp.Uppers, cmp.Lowers)); err != nil {
+	if c.full, err = openAll(slices.Concat(cmp.Uppers, cmp.Lowers), len(cmp.Uppers), cmp.Stubs); err != nil {
 		return err
 	}
 	defer c.full.Close()
 	if len(cmp.Lowers) > 0 {
-		if c.low, err = openAll(cmp.Lowers); err != nil {
+		if c.low, err = openAll(cmp.Lowers, 0, cmp.Stubs); err != nil {
 			return err
 		}
 		defer c.low.Close()
@@ -62,8 +65,8 @@ func (cmp Comparison) Run(emit func(*Difference) error) error {
 	return c.walk(&reporter{links: &c.links, emit: emit})
 }
 
-func openAll(dirs []string) (*Stack, error) {
-	cfg := Config{ReadOnly: true}
+func openAll(dirs []string, uppers int, stubs *Stubs) (*Stack, error) {
+	cfg := Config{ReadOnly: true, Uppers: uppers, Stubs: stubs}
 	for _, d := range dirs {
 		cfg.Branches = append(cfg.Branches, Spec{Path: d, Mode: RO})
 	}
@@ -264,6 +267,9 @@ func (c *comparison) file(p *pair, v visitor) error {
 	}
 	if copied != nil {
 		p.new = copied
+		if err := copied.showAt(p.path); err != nil {
+			return fmt.Errorf("%s: %w", p.path, err)
+		}
 	} else if p.same && !c.everything && !c.links.affected[p.path] {
 		return nil
 	}
@@ -276,6 +282,9 @@ func find(s *Stack, d *Dir, e Entry) (*Object, *Dir, error) {
 		o, err := object(d, e.Part, e.Name)
 		if err == unix.ENOENT {
 			return nil, nil, nil
+		}
+		if err == nil {
+			err = o.showAt(below(d.Path(), e.Name))
 		}
 		return o, nil, err
 	}

@@ -34,19 +34,7 @@ type blockFile struct {
 type originFile struct{ fd int }
 
 // ReadAt implements io.ReaderAt.
-func (o *originFile) ReadAt(p []byte, off int64) (int, error) {
-	for done := 0; done < len(p); {
-		n, err := sys.PRead(o.fd, p[done:], off+int64(done))
-		if err != nil {
-			return done, err
-		}
-		if n == 0 {
-			return done, io.EOF
-		}
-		done += n
-	}
-	return len(p), nil
-}
+func (o *originFile) ReadAt(p []byte, off int64) (int, error) { return sys.ReadFullAt(o.fd, p, off) }
 
 func (d *blockFile) close() error {
 	err := d.blocks.LetGo()

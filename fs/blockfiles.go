@@ -109,6 +109,12 @@ func (bf *blockFiles) known(key fileKey) (size int64, ok bool) {
 	return 0, false
 }
 
+func (bf *blockFiles) count() int {
+	bf.mu.Lock()
+	defer bf.mu.Unlock()
+	return len(bf.open)
+}
+
 // timesOf returns the times that an open device keeps for its stub, nil for none.
 func (bf *blockFiles) timesOf(key fileKey) *times {
 	bf.mu.Lock()

@@ -61,7 +61,7 @@ func (f *FS) copyByBlocks(n *node, src int, rel string, dst int, cp *copied, st 
 	defer p.done()
 	dev := stub.Device{
 		Name: stub.DeviceName(path.Base(rel)), Size: size, Upper: id, Stub: inode, Key: stub.NewKey(), State: stub.Creating,
-		Origin: &stub.Origin{Path: filepath.Join(cp.from.Path, rel), Rel: rel, Size: int64(low.Size), Mtime: mtimeOf(&low), Ino: low.Ino, Valid: valid},
+		Origin: &stub.Origin{Path: filepath.Join(cp.from.Path, rel), Rel: rel, Size: int64(low.Size), Mtime: branches.MtimeOf(&low), Ino: low.Ino, Valid: valid},
 	}
 	if err := store.Create(dev); err != nil {
 		return nil, f.insteadInFull(cp.to, err)
@@ -85,6 +85,7 @@ func (f *FS) copyByBlocks(n *node, src int, rel string, dst int, cp *copied, st 
 	n.mu.Unlock()
 	back.stub = &stubFile{fs: f, branch: cp.to, write: true, path: name, rec: rec}
 	f.counters.blockCopyUps.Add(1)
+	f.counters.notCopied.Add(valid)
 	return back, nil
 }
 

@@ -59,6 +59,7 @@ type Options struct {
 	CopyUp           CopyUpMode
 	Threshold        int64       // bytes from which on a file is copied up by blocks
 	OriginPaths      bool        // lower files are looked for where they were when they were copied up, if no branch has them
+	PoolPath         string      // of the shared pool, for messages
 	Pools            stub.Pools  // where the blocks go; nil when the mount can open no pool
 	Log              *log.Logger // nil: log.Default()
 }

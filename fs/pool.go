@@ -1,12 +1,9 @@
 package fs
 
 import (
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/layerfs/layerfs/branches"
 	"github.com/layerfs/layerfs/internal/stub"
@@ -103,16 +100,10 @@ func (ps *pools) privateOf(b *branches.Branch) *pool {
 	defer ps.mu.Unlock()
 	p := ps.private[b]
 	if p == nil {
-		root, name := b.Root, filepath.Join(b.Path, whiteout.StubDir, stub.PoolDir)
-		p = &pool{name: name, open: func(create bool) (stub.Store, error) {
-			fd, err := sys.OpenIn(root, whiteout.StubDir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
-			if err != nil {
-				return nil, err
-			}
-			dir := os.NewFile(uintptr(fd), name)
-			defer dir.Close()
-			return ps.opener.Private(dir, name, create)
-		}}
+		p = &pool{
+			name: filepath.Join(b.Path, whiteout.StubDir, stub.PoolDir),
+			open: func(create bool) (stub.Store, error) { return b.PrivatePool(ps.opener, create) },
+		}
 		if ps.private == nil {
 			ps.private = map[*branches.Branch]*pool{}
 		}

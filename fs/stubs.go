@@ -382,9 +382,11 @@ func (f *FS) openDevice(s *stubFile, key fileKey) (d *blockFile, err error) {
 	}
 	d = &blockFile{key: key}
 	if o := dev.Origin; o != nil && o.Valid > 0 {
-		if d.origin, err = f.findOrigin(s.branch, o); err != nil {
+		fd, err := f.stack.FindOrigin(s.branch, o, f.opts.OriginPaths)
+		if err != nil {
 			return nil, err
 		}
+		d.origin = &originFile{fd}
 	}
 	if d.origin != nil {
 		d.blocks, err = store.Open(key.device, d.origin, s.write)
@@ -396,62 +398,6 @@ func (f *FS) openDevice(s *stubFile, key fileKey) (d *blockFile, err error) {
 	}
 	return d, err
 }
-
-// findOrigin opens the lower file o below the branch b: the one at its path
-// that has its size and modification time, and its inode number if there are several.
-func (f *FS) findOrigin(b *branches.Branch, o *stub.Origin) (*originFile, error) {
-	found, changed := -1, ""
-	for _, low := range f.stack.Branches() {
-		if low.Index <= b.Index {
-			continue
-		}
-		fd, err := sys.OpenUntouched(low.Root, o.Rel, 0)
-		if err != nil {
-			continue
-		}
-		st, err := sys.FStat(fd)
-		if err != nil || !isOrigin(&st, o) {
-			sys.Close(fd)
-			changed = low.Path
-			continue
-		}
-		if found < 0 || st.Ino == o.Ino {
-			if found >= 0 {
-				sys.Close(found)
-			}
-			found = fd
-			if st.Ino == o.Ino {
-				break
-			}
-			continue
-		}
-		sys.Close(fd)
-	}
-	if found < 0 && f.opts.OriginPaths {
-		if fd, err := sys.OpenPath(o.Path); err == nil {
-			st, err := sys.FStat(fd)
-			if err == nil && isOrigin(&st, o) {
-				return &originFile{fd}, nil
-			}
-			sys.Close(fd)
-			changed = "the place where it was"
-		}
-	}
-	switch {
-	case found >= 0:
-		return &originFile{found}, nil
-	case changed != "":
-		return nil, fmt.Errorf("the lower file %s in %s has changed since it was copied up: %w", o.Rel, changed, unix.EIO)
-	}
-	return nil, fmt.Errorf("the lower file %s, which was %s, is in no branch below: %w", o.Rel, o.Path, unix.EIO)
-}
-
-// isOrigin reports whether st is of the file that o describes.
-func isOrigin(st *sys.Stat, o *stub.Origin) bool {
-	return st.IsRegular() && int64(st.Size) == o.Size && mtimeOf(st) == o.Mtime
-}
-
-func mtimeOf(st *sys.Stat) int64 { return st.Mtime.Sec*1e9 + int64(st.Mtime.Nsec) }
 
 // adoptStub gives the stub s a device of its own if it is a copy that somebody
 // has made of another: a snapshot. Preconditions: s.mu is held.

@@ -62,7 +62,7 @@ func (s *settings) preparePools(stack *branches.Stack, opts *fs.Options) (*launc
 		if _, err := os.Stat(filepath.Join(path, "index")); err != nil {
 			return nil, errs.New(errs.NotFound, "pool=%s is not a pool: `layerfs pool create` makes one", s.pool)
 		}
-		pools.shared = path
+		pools.shared, opts.PoolPath = path, path
 	}
 	l, err := startLauncher()
 	if err != nil {

@@ -9,6 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/layerfs/layerfs/branches"
+	"github.com/layerfs/layerfs/fs"
+	"github.com/layerfs/layerfs/internal/control"
 	"github.com/layerfs/layerfs/internal/errs"
 	"github.com/layerfs/layerfs/internal/sys"
 	"github.com/layerfs/layerfs/layers/oci"
@@ -41,6 +43,13 @@ Example:
 type compared struct {
 	mountpoint     string // "" for directories
 	uppers, lowers []string
+	pool           string // the shared pool, "" for none
+}
+
+// comparison is what is to be run, and end ends the use of pools.
+func (in *compared) comparison() (cmp branches.Comparison, end func()) {
+	stubs := &branches.Stubs{Pools: poolsHere(in.pool), Mountpoint: in.mountpoint}
+	return branches.Comparison{Uppers: in.uppers, Lowers: in.lowers, Stubs: stubs}, stubs.Close
 }
 
 // parseCompared reads the operands of diff and changes, and asks a mount for
@@ -48,6 +57,7 @@ type compared struct {
 func parseCompared(c *command, args []string) (in compared, done bool, err error) {
 	c.StringArrayVar(&in.uppers, "upper", nil, "")
 	c.StringArrayVar(&in.lowers, "lower", nil, "")
+	c.StringVar(&in.pool, "pool", "", "")
 	if done, err := c.parse(args, 0, 1); done || err != nil {
 		return in, done, err
 	}
@@ -57,6 +67,9 @@ func parseCompared(c *command, args []string) (in compared, done bool, err error
 	case c.NArg() == 1:
 		in.mountpoint = c.Arg(0)
 		in.uppers, in.lowers, err = stackOf(in.mountpoint)
+		if err == nil && in.pool == "" {
+			in.pool, err = poolOf(in.mountpoint)
+		}
 	case len(in.uppers) == 0:
 		err = errs.New(errs.Usage, "%s: a mountpoint or --upper is needed (see `layerfs %s --help`)", c.Name(), c.Name())
 	}
@@ -82,6 +95,13 @@ func stackOf(mountpoint string) (uppers, lowers []string, err error) {
 		return nil, nil, errs.New(errs.NotFound, "%s has no writable branch, so nothing changes in it", mountpoint)
 	}
 	return paths[:n], paths[n:], flush(mountpoint)
+}
+
+// poolOf asks a mount for its shared pool, "" for none.
+func poolOf(mountpoint string) (string, error) {
+	var status fs.Status
+	err := control.Call(mountpoint, "status", nil, &status)
+	return status.Pool, err
 }
 
 // flush makes what programs have written into a mount arrive in its upper.
@@ -110,7 +130,9 @@ func cmdChanges(args []string) error {
 		return err
 	}
 	list := []change{}
-	err = branches.Comparison{Uppers: in.uppers, Lowers: in.lowers}.Run(func(ch *branches.Difference) error {
+	cmp, end := in.comparison()
+	defer end()
+	err = cmp.Run(func(ch *branches.Difference) error {
 		switch {
 		case ch.Path == "/":
 			return nil // as docker diff
@@ -134,7 +156,9 @@ func cmdDiff(args []string) error {
 	if done || err != nil {
 		return err
 	}
-	write := func(w io.Writer) error { return oci.Diff(w, in.uppers, in.lowers, warnLine) }
+	cmp, end := in.comparison()
+	defer end()
+	write := func(w io.Writer) error { return oci.DiffOf(w, cmp, warnLine) }
 	if *out == "-" {
 		if _, err := unix.IoctlGetTermios(1, unix.TCGETS); err == nil {
 			return errs.New(errs.Usage, "diff: a tar is nothing for a terminal: redirect it, or name a file with -o")

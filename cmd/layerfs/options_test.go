@@ -139,7 +139,8 @@ func TestRefusedOptions(t *testing.T) {
 	for opts, class := range map[string]errs.Class{
 		"lowerdir=l,lowedir=x":       errs.Usage,
 		"lowerdir=l,backend=overlay": errs.Unsupported,
-		"lowerdir=l,copyup=block":    errs.Unsupported,
+		"lowerdir=l,copyup=some":     errs.Usage,
+		"lowerdir=l,settle=never":    errs.Usage,
 	} {
 		if _, err := parseOptions(true, []string{opts}); err == nil || errs.Of(err) != class {
 			t.Errorf("%q, strict: got %v", opts, err)
@@ -181,7 +182,7 @@ func TestParseLoose(t *testing.T) {
 
 func TestDispatch(t *testing.T) {
 	for args, want := range map[string]int{
-		"layerfs settle m": 7, "layerfs diff /none": 3, "layerfs pool": 2, "layerfs thin zap": 2, "layerfs mount": 2, "layerfs status": 2, "layerfs umount /none": 3,
+		"layerfs settle /none": 3, "layerfs probe": 7, "layerfs diff /none": 3, "layerfs pool": 2, "layerfs thin zap": 2, "layerfs mount": 2, "layerfs status": 2, "layerfs umount /none": 3,
 		"layerfs mount -o nonsense=1 m": 2, "layerfs -o lowerdir=l": 1, "layerfs m": 1, "mount.layerfs none": 1,
 		"layerfs status --json /": 3, "fuse-overlayfs diff": 1, "layerfs changes": 2,
 	} {

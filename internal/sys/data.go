@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"io"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -93,6 +94,21 @@ func copyByHand(dst, src int, off, end int64) error {
 func PRead(fd int, buf []byte, off int64) (n int, err error) {
 	err = retry("pread", func() (err error) { n, err = unix.Pread(fd, buf, off); return err })
 	return max(n, 0), err
+}
+
+// ReadFullAt is PRead until p is full; io.EOF tells of the end of the file.
+func ReadFullAt(fd int, p []byte, off int64) (n int, err error) {
+	for n < len(p) {
+		m, err := PRead(fd, p[n:], off+int64(n))
+		if err != nil {
+			return n, err
+		}
+		if m == 0 {
+			return n, io.EOF
+		}
+		n += m
+	}
+	return n, nil
 }
 
 // PReadV reads at off into several buffers.

@@ -5,7 +5,6 @@ import (
 	"bufio"
 	"fmt"
 	"io"
-	"os"
 	"path"
 	"strings"
 	"time"
@@ -26,9 +25,15 @@ const xattrRecord = "SCHILY.xattr."
 // Diff writes the canonical layer of what uppers change in lowers, both top
 // first. warn is told what cannot be in a layer.
 func Diff(out io.Writer, uppers, lowers []string, warn func(string)) error {
+	return DiffOf(out, branches.Comparison{Uppers: uppers, Lowers: lowers}, warn)
+}
+
+// DiffOf is Diff for a comparison, which may say how stubs are read.
+func DiffOf(out io.Writer, cmp branches.Comparison, warn func(string)) error {
 	buffered := bufio.NewWriterSize(out, 1<<20)
 	w := writer{tar: tar.NewWriter(buffered), warn: warn, buf: make([]byte, 256<<10)}
-	err := branches.Comparison{Uppers: uppers, Lowers: lowers, DeletedFirst: true}.Run(w.change)
+	cmp.DeletedFirst = true
+	err := cmp.Run(w.change)
 	if err != nil {
 		return err
 	}
@@ -152,13 +157,12 @@ var (
 )
 
 func (w *writer) content(o *branches.Object, size int64) error {
-	fd, err := o.Open()
+	f, err := o.Open()
 	if err != nil {
 		return err
 	}
-	f := os.NewFile(uintptr(fd), "")
 	defer f.Close()
-	n, err := io.CopyBuffer(struct{ io.Writer }{w.tar}, struct{ io.Reader }{io.LimitReader(f, size)}, w.buf)
+	n, err := io.CopyBuffer(struct{ io.Writer }{w.tar}, struct{ io.Reader }{io.NewSectionReader(f, 0, size)}, w.buf)
 	if err == nil && n < size {
 		err = errs.New(errs.Failed, "became shorter while it was read: repeat it when nobody makes changes")
 	}
