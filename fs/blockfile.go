@@ -99,9 +99,6 @@ func (d *blockFile) truncate(size int64) error {
 	defer d.watch.all()
 	d.size.Lock()
 	defer d.size.Unlock()
-	if size > d.blocks.Size() {
-		return d.blocks.Extend(size)
-	}
 	return d.blocks.Resize(size)
 }
 

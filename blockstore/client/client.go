@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -29,6 +30,10 @@ type Client struct {
 	dir      *os.File // the pool's directory
 	path     string   // by which dir can be reached
 	name     string   // for messages
+
+	// PushEvery is volume.Config's of the devices that are opened. Changed
+	// only before that.
+	PushEvery time.Duration
 
 	reconnecting sync.Mutex
 

@@ -41,7 +41,7 @@ func (c *Client) open(o opened, origin volume.ReaderAt) (*Device, error) {
 	w := c.welcome
 	c.mu.Unlock()
 	v, err := volume.New((*service)(c), volume.Config{ID: info.ID, Size: info.Size, BlockSize: w.BlockSize,
-		SkipZeroing: w.SkipZeroing, Origin: info.Origin, OriginFile: origin})
+		SkipZeroing: w.SkipZeroing, Origin: info.Origin, OriginFile: origin, PushEvery: c.PushEvery})
 	if err != nil {
 		return nil, errors.Join(err, c.closeVolume(info.ID, (*volume.Volume).Close))
 	}

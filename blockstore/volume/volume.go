@@ -34,8 +34,9 @@ type Volume struct {
 	svc    Service
 	data   blockstore.DataFile
 	id     uint32
-	bs     int64 // bytes of a block; immutable
-	skip   bool  // block zeroing is off; immutable
+	bs     int64         // bytes of a block; immutable
+	skip   bool          // block zeroing is off; immutable
+	every  time.Duration // how long assignments may be pending; immutable
 	origin *origin
 
 	pushing sync.Mutex
@@ -68,6 +69,9 @@ type Config struct {
 	// OriginFile is the external origin when the caller has it open; it
 	// stays the caller's. Otherwise the file that Origin names is opened.
 	OriginFile ReaderAt
+	// PushEvery is how long assignments may be pending: what is pending is lost
+	// with this process. 0: half a second.
+	PushEvery time.Duration
 }
 
 const (
@@ -81,6 +85,9 @@ func New(svc Service, c Config) (*Volume, error) {
 	v := &Volume{svc: svc, data: svc.Data(), id: c.ID, bs: c.BlockSize, skip: c.SkipZeroing,
 		size: c.Size, pending: map[uint64]uint64{}, want: 1}
 	v.claims.init()
+	if v.every = c.PushEvery; v.every == 0 {
+		v.every = pushInterval
+	}
 	if c.Origin != nil {
 		o, err := openOrigin(c.Origin, c.OriginFile)
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -38,10 +39,19 @@ func (p *poolsOf) Private(dir *os.File, name string, create bool) (stub.Store, e
 	if err != nil {
 		return nil, errs.New(errs.NotFound, "pool %s: %w", name, err)
 	}
-	c, err := client.OpenAt(os.NewFile(uintptr(fd), name), name, p.start)
+	return openStore(os.NewFile(uintptr(fd), name), name, p.start)
+}
+
+// pushEvery is how long what was written and not synced may be lost with the
+// daemon of a mount; nothing of it is lost with the pool process.
+const pushEvery = 20 * time.Millisecond
+
+func openStore(dir *os.File, name string, start client.Starter) (stub.Store, error) {
+	c, err := client.OpenAt(dir, name, start)
 	if err != nil {
 		return nil, err
 	}
+	c.PushEvery = pushEvery
 	return &blockStore{c}, nil
 }
 
@@ -92,11 +102,7 @@ func (p *poolsOf) Shared() (stub.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := client.OpenAt(f, p.shared, p.start)
-	if err != nil {
-		return nil, err
-	}
-	return &blockStore{c}, nil
+	return openStore(f, p.shared, p.start)
 }
 
 // HasShared implements stub.Pools.

@@ -129,6 +129,9 @@ func TestRefusedOptions(t *testing.T) {
 		"lowerdir=l,fsync=maybe":                errs.Usage,
 		"lowerdir=l,xattr_permissions=3":        errs.Usage,
 		"lowerdir=l,whiteout=pink":              errs.Usage,
+		"lowerdir=l,copyup=some":                errs.Usage,
+		"lowerdir=l,copyup_threshold=0":         errs.Usage,
+		"lowerdir=l,settle=never":               errs.Usage,
 	} {
 		for _, strict := range []bool{true, false} {
 			if _, err := parseOptions(strict, []string{opts}); errs.Of(err) != class || err == nil {
@@ -139,8 +142,6 @@ func TestRefusedOptions(t *testing.T) {
 	for opts, class := range map[string]errs.Class{
 		"lowerdir=l,lowedir=x":       errs.Usage,
 		"lowerdir=l,backend=overlay": errs.Unsupported,
-		"lowerdir=l,copyup=some":     errs.Usage,
-		"lowerdir=l,settle=never":    errs.Usage,
 	} {
 		if _, err := parseOptions(true, []string{opts}); err == nil || errs.Of(err) != class {
 			t.Errorf("%q, strict: got %v", opts, err)
