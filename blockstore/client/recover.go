@@ -38,9 +38,9 @@ func (c *Client) do(ctx context.Context, kind wire.Kind, body []byte) ([]byte, e
 	}
 }
 
-// restarts is how often a pool process may die in a row, each time before
-// the client has told it all, until the client gives up.
-const restarts = 5
+// restartTime is how long pool processes may die in a row, each before the
+// client has told it all, until the client gives up.
+const restartTime = 30 * time.Second
 
 // reconnect replaces the connection old, which has ended.
 func (c *Client) reconnect(old *conn) error {
@@ -58,14 +58,14 @@ func (c *Client) reconnect(old *conn) error {
 		return nil
 	}
 	var err error
-	for try := range restarts {
+	for end, try := time.Now().Add(restartTime), 0; time.Now().Before(end) && !c.isClosed(); try++ {
 		if err = c.connect(); err == nil {
 			return nil
 		}
-		if !errors.Is(err, errGone) {
+		if !errors.Is(err, errGone) && !errors.Is(err, errDied) {
 			break
 		}
-		time.Sleep(time.Duration(try) * 50 * time.Millisecond)
+		time.Sleep(time.Duration(min(try, 20)) * 50 * time.Millisecond)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
