@@ -44,8 +44,14 @@ func (b *Branch) StubAt(dirfd int, name string, st *sys.Stat) (r stub.Record, ok
 // PrivatePool opens the pool that is private to the branch b, and makes it if
 // that is asked for.
 func (b *Branch) PrivatePool(pools stub.Pools, create bool) (stub.Store, error) {
-	name := filepath.Join(b.Path, whiteout.StubDir, stub.PoolDir)
-	fd, err := sys.OpenIn(b.Root, whiteout.StubDir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	return PrivatePool(b.Root, b.Path, pools, create)
+}
+
+// PrivatePool opens the private pool of the branch that is open at root and is
+// called path.
+func PrivatePool(root int, path string, pools stub.Pools, create bool) (stub.Store, error) {
+	name := filepath.Join(path, whiteout.StubDir, stub.PoolDir)
+	fd, err := sys.OpenIn(root, whiteout.StubDir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +73,7 @@ func (s *Stack) FindOrigin(b *Branch, o *stub.Origin, byPath bool) (fd int, err 
 		if err != nil {
 			continue
 		}
-		ino, is := isOrigin(fd, o)
+		ino, is := IsOrigin(fd, o)
 		if !is {
 			changed = low.Path
 		}
@@ -84,7 +90,7 @@ func (s *Stack) FindOrigin(b *Branch, o *stub.Origin, byPath bool) (fd int, err 
 	}
 	if found < 0 && byPath {
 		if fd, err := sys.OpenPath(o.Path); err == nil {
-			if _, is := isOrigin(fd, o); is {
+			if _, is := IsOrigin(fd, o); is {
 				return fd, nil
 			}
 			sys.Close(fd)
@@ -100,9 +106,9 @@ func (s *Stack) FindOrigin(b *Branch, o *stub.Origin, byPath bool) (fd int, err 
 	return -1, fmt.Errorf("the lower file %s, which was %s, is in no branch below: %w", o.Rel, o.Path, unix.EIO)
 }
 
-// isOrigin reports whether the open file fd is the one that o describes, and
+// IsOrigin reports whether the open file fd is the one that o describes, and
 // its inode number.
-func isOrigin(fd int, o *stub.Origin) (ino uint64, is bool) {
+func IsOrigin(fd int, o *stub.Origin) (ino uint64, is bool) {
 	st, err := sys.FStat(fd)
 	return st.Ino, err == nil && st.IsRegular() && int64(st.Size) == o.Size && MtimeOf(&st) == o.Mtime
 }

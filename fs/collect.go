@@ -120,7 +120,7 @@ func findStubs(dirfd int, name string, named map[string]bool) error {
 // that fails it is still a stub, with a longer text.
 func mendAt(dirfd int, name string) {
 	for _, ns := range []whiteout.Namespace{whiteout.Trusted, whiteout.User} {
-		text, err := sys.GetXattr(dirfd, name, string(ns)+timesAttr)
+		text, err := sys.GetXattr(dirfd, name, string(ns)+stub.TimesAttr)
 		if err != nil {
 			continue
 		}

@@ -23,11 +23,8 @@ import (
 // people, then over it, and then the attribute is removed: that is the one step
 // in which it stops being a stub. A crash before leaves a stub, whose
 // text and times the next mount puts right (mendStub): they are in the
-// attribute timesAttr. Writing goes on meanwhile, to the device; what was
+// attribute stub.TimesAttr. Writing goes on meanwhile, to the device; what was
 // written is copied again in the end, with nobody writing.
-
-// timesAttr keeps the times of a stub that is being settled.
-const timesAttr = "layerfs.times"
 
 // SettleStatus says how far a settle has come.
 type SettleStatus struct {
@@ -279,7 +276,7 @@ func (s *settling) begin() error {
 	}
 	s.back.markUnfinished()
 	t := &times{sys.Timespec(st.Atime), sys.Timespec(st.Mtime)}
-	if err := sys.SetXattr(s.back.fd, "", s.ns+timesAttr, []byte(t.String()), 0); err != nil {
+	if err := sys.SetXattr(s.back.fd, "", s.ns+stub.TimesAttr, []byte(t.String()), 0); err != nil {
 		return err
 	}
 	s.d.times.Store(t)
@@ -383,7 +380,7 @@ func (s *settling) finish() error {
 		sys.Close(plain)
 		return err
 	}
-	_ = sys.RemoveXattr(fd, "", s.ns+timesAttr)
+	_ = sys.RemoveXattr(fd, "", s.ns+stub.TimesAttr)
 	s.d.times.Store(nil)
 	s.f.swapBackLocked(s.n, s.f.newBacking(plain, true))
 	s.n.mu.Unlock()
@@ -427,7 +424,7 @@ func mendStub(fd int, ns string, t *times) error {
 		err = sys.UtimesAt(fd, "", t.atime, t.mtime)
 	}
 	if err == nil {
-		err = sys.RemoveXattr(fd, "", ns+timesAttr)
+		err = sys.RemoveXattr(fd, "", ns+stub.TimesAttr)
 	}
 	return err
 }

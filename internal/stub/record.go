@@ -14,6 +14,10 @@ import (
 // Attr is the attribute that makes a file a stub, without its namespace.
 const Attr = "layerfs.stub"
 
+// TimesAttr keeps the times of a stub that is being settled, whose inode has
+// others meanwhile.
+const TimesAttr = "layerfs.times"
+
 // Size is the length of a stub's text. Nothing else depends on it: a file of
 // this length in a branch that has no pool may be a stub that lost its own.
 const Size = 512
