@@ -116,6 +116,26 @@ func (v *Volume) provisionOne(ctx context.Context, b uint64) error {
 	return nil
 }
 
+// Realize gives data blocks to what dm-thin cannot express: ranges that are
+// zeros, or cut off, where the external origin, which is origin bytes long, has
+// something.
+func (v *Volume) Realize(ctx context.Context, origin int64) error {
+	end := min(v.Size(), origin)
+	for off := int64(0); off < end; off += v.bs {
+		m, err := v.lookup(uint64(off / v.bs))
+		if err != nil {
+			return err
+		}
+		if m.HasData() || !m.Zero() && min(off+v.bs, end) <= v.originEnd() {
+			continue
+		}
+		if err := v.provisionOne(ctx, uint64(off/v.bs)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // zeroEdges zeroes parts of blocks, but not those that read as zeros anyway.
 func (v *Volume) zeroEdges(ctx context.Context, off, end int64) error {
 	for off < end {
