@@ -19,12 +19,44 @@ func (v *Volume) ReadAt(p []byte, off int64) (int, error) {
 		if err != nil {
 			return int(done), err
 		}
+		if done == 0 && run < n {
+			v.ahead(off+run, off+n)
+		}
 		done += run
 	}
 	if n < int64(len(p)) {
 		return int(n), io.EOF
 	}
 	return int(n), nil
+}
+
+// aheader is a data file that can be told what will be read next.
+type aheader interface {
+	// Cached reports whether the byte at off can be read without the disk.
+	Cached(off int64) bool
+	// Ahead has a range read into the cache, and does not wait for it.
+	Ahead(off, length int64)
+}
+
+// ahead has the disk fetch the blocks in the range at once, which lie apart, if
+// they have to be fetched.
+func (v *Volume) ahead(off, end int64) {
+	data, ok := v.data.(aheader)
+	for asked := false; ok && off < end; off += v.bs - off%v.bs {
+		m, err := v.lookup(uint64(off / v.bs))
+		if err != nil {
+			return
+		}
+		if !m.HasData() {
+			continue
+		}
+		at := int64(m.Block())*v.bs + off%v.bs
+		if !asked && data.Cached(at) {
+			return
+		}
+		asked = true
+		data.Ahead(at, min(v.bs-off%v.bs, end-off))
+	}
 }
 
 // readRun reads the longest stretch from off on that lies together.

@@ -132,42 +132,25 @@ func TestDatabase(t *testing.T) {
 	r.python("make", db, fmt.Sprintf(schema, rows))
 	base := 0
 	for i := range kills {
-		cmd := exec.Command("python3", "-c", databaseScript, "update", r.m.P("data.db"), fmt.Sprint(base), fmt.Sprint(rows))
-		out, err := cmd.StdoutPipe()
-		require.NoError(t, err)
-		cmd.Stderr = os.Stderr
-		require.NoError(t, cmd.Start())
-		acked := make(chan int, 1)
-		go func() {
-			last := base
-			for {
-				var n int
-				if _, err := fmt.Fscan(out, &n); err != nil {
-					acked <- last
-					return
-				}
-				last = n
-			}
-		}()
+		u := r.update(base, rows)
+		u.first(t)
 		time.Sleep(time.Duration(150+rand.IntN(350)) * time.Millisecond)
 		if i%2 == 0 {
 			for range 3 { // the daemon goes on, and so does the database
 				r.killPool()
 				time.Sleep(100 * time.Millisecond)
 			}
-			require.NoError(t, cmd.Process.Signal(unix.SIGTERM))
+			u.end()
 		} else {
 			require.NoError(t, unix.Kill(r.m.Pid, unix.SIGKILL))
 		}
-		last := <-acked
-		_ = cmd.Wait()
+		last := u.wait()
 		if i%2 == 1 {
 			r.m.Died()
 			require.True(t, harness.Eventually(5*time.Second, func() bool { return !harness.Alive(r.m.Pid) }))
 			harness.Detach(t, r.m.Point)
 			r.m = r.Mount(r.opts)
 		}
-		require.Greater(t, last, base, "no transaction was committed in round %d", i)
 		base = r.check(last)
 	}
 	t.Logf("%d transactions, %d kills", base, kills)
@@ -275,33 +258,60 @@ func TestPowerCut(t *testing.T) {
 	}
 }
 
-// updateUntil updates the database for a while, calls end, and returns the last
-// transaction that was committed before.
-func (r *rig) updateUntil(base, rows int, end func()) int {
+// updater is a process that updates the database.
+type updater struct {
+	cmd  *exec.Cmd
+	last atomic.Int64 // the last transaction that was committed
+	done chan struct{}
+}
+
+// update starts to update the database, whose last transaction is base.
+func (r *rig) update(base, rows int) *updater {
 	t := r.t
-	cmd := exec.Command("python3", "-c", databaseScript, "update", r.m.P("data.db"), fmt.Sprint(base), fmt.Sprint(rows))
-	out, err := cmd.StdoutPipe()
+	u := &updater{done: make(chan struct{})}
+	u.last.Store(int64(base))
+	u.cmd = exec.Command("python3", "-c", databaseScript, "update", r.m.P("data.db"), fmt.Sprint(base), fmt.Sprint(rows))
+	out, err := u.cmd.StdoutPipe()
 	require.NoError(t, err)
-	require.NoError(t, cmd.Start())
-	var last atomic.Int64
-	last.Store(int64(base))
-	done := make(chan struct{})
+	require.NoError(t, u.cmd.Start())
 	go func() {
-		defer close(done)
+		defer close(u.done)
 		for {
 			var n int64
 			if _, err := fmt.Fscan(out, &n); err != nil {
 				return
 			}
-			last.Store(n)
+			u.last.Store(n)
 		}
 	}()
-	time.Sleep(time.Duration(200+rand.IntN(400)) * time.Millisecond)
+	return u
+}
+
+// first waits for the first transaction.
+func (u *updater) first(t *testing.T) {
+	base := u.last.Load()
+	require.True(t, harness.Eventually(time.Minute, func() bool { return u.last.Load() > base }), "no transaction is committed")
+}
+
+func (u *updater) end() { _ = u.cmd.Process.Kill() }
+
+// wait waits for the end and returns the last transaction.
+func (u *updater) wait() int {
+	<-u.done
+	_ = u.cmd.Wait()
+	return int(u.last.Load())
+}
+
+// updateUntil updates the database for a while, calls end, and returns the last
+// transaction that was committed before.
+func (r *rig) updateUntil(base, rows int, end func()) int {
+	u := r.update(base, rows)
+	u.first(r.t)
+	time.Sleep(time.Duration(100+rand.IntN(400)) * time.Millisecond)
 	// What xfs syncs of a directory after its shutdown succeeds.
-	committed := int(last.Load())
+	committed := int(u.last.Load())
 	end()
-	_ = cmd.Process.Kill()
-	<-done
-	_ = cmd.Wait()
+	u.end()
+	u.wait()
 	return committed
 }
