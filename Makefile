@@ -7,8 +7,8 @@ MANDIR  ?= $(PREFIX)/share/man
 SBINDIR ?= /sbin
 LOWER   ?= /
 ROUNDS  ?= 3
-# What to measure: union, branches, pool.
-BENCH   ?= union branches pool
+# What to measure: union, branches, blocks, pool.
+BENCH   ?= union branches blocks pool
 FUZZTIME ?= 10m
 
 .PHONY: help
