@@ -36,6 +36,10 @@ type SettleStatus struct {
 	Path    string   `json:"path"`   // of the file at hand
 	Failed  []string `json:"failed"` // what stays as it is, and why
 	Error   string   `json:"error,omitempty"`
+	// Directories are those that were redirected and are plain now, Redirects
+	// those that are still.
+	Directories int `json:"directories"`
+	Redirects   int `json:"redirects"`
 }
 
 // settler is the settle of a mount, of which there is one at a time.
@@ -85,8 +89,9 @@ func (f *FS) Settle() SettleStatus {
 
 func (f *FS) settleAll(stopped func() bool) {
 	err := f.settleBranches(stopped)
+	left := f.Redirects()
 	f.settler.update(func(s *SettleStatus) {
-		s.Running, s.Path = false, ""
+		s.Running, s.Path, s.Redirects = false, "", left
 		if err != nil {
 			s.Error = err.Error()
 		}

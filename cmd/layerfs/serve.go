@@ -67,6 +67,9 @@ func (inv *invocation) serve(ready func()) error {
 	s.conn.Close()
 	if inv.settleAt == "umount" {
 		s.fs.Settle()
+		if _, err := s.fs.SettleDirs(); err != nil {
+			s.log.Print(err)
+		}
 	}
 	if closeErr := s.fs.Close(); err == nil {
 		err = closeErr

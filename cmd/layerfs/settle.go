@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -24,8 +25,8 @@ func init() {
        layerfs settle [--json] [--workdir DIR] [--lower DIR]... [--pool POOL] UPPERDIR
 
 Turns every file that was copied up by blocks into a plain one: of a live mount,
-whose files stay in use, or of a branch that nobody has mounted. Killed, it can be
-run again. Exit code 1 when some file could not be settled; it is as it was.
+whose files stay in use, or of a branch that nobody has mounted; there, with --lower,
+renamed directories too, of which all content is copied. Killed, it can be run again. Exit code 1 when some file could not be settled; it is as it was.
 
   --workdir DIR   the workdir= of the upper; that of a br= branch is found
   --lower DIR     a branch below, top first; without, lower files are looked for
@@ -64,6 +65,12 @@ func cmdSettle(args []string) error {
 			fmt.Println("left:", line)
 		}
 		fmt.Printf("%d of %d files settled, %s copied\n", status.Done-len(status.Failed), status.Files, humanSize(status.Copied))
+		if status.Directories > 0 {
+			fmt.Printf("%d renamed directories settled\n", status.Directories)
+		}
+		if status.Redirects > 0 {
+			fmt.Printf("%d renamed directories keep their redirects: settle the upper when it is not mounted, with --lower\n", status.Redirects)
+		}
 	}
 	switch {
 	case status.Error != "":
@@ -156,9 +163,12 @@ func (u *offlineUpper) settle() (status fs.SettleStatus, err error) {
 	}
 	show := newProgress()
 	done := make(chan struct{})
+	var failed error
 	go func() {
 		defer close(done)
-		status = f.Settle()
+		if status = f.Settle(); len(u.lowers) > 0 && status.Error == "" {
+			status, failed = f.SettleDirs()
+		}
 	}()
 	for running := true; running; {
 		select {
@@ -169,7 +179,7 @@ func (u *offlineUpper) settle() (status fs.SettleStatus, err error) {
 		}
 	}
 	show.end()
-	err = f.Close()
+	err = errors.Join(failed, f.Close())
 	if u.workDir == "" && !own {
 		// It was only there for this.
 		_ = os.RemoveAll(dir + "/" + whiteout.PrivateDir)

@@ -217,3 +217,54 @@ func TestSharedPool(t *testing.T) {
 	r.m.Unmount()
 	require.True(t, harness.Eventually(5*time.Second, func() bool { return len(harness.Daemons(pool)) == 0 }))
 }
+
+// Renamed directories of an upper that is not mounted become plain ones: the
+// upper shows the same over nothing that it showed over the lower there.
+func TestSettleDirectories(t *testing.T) {
+	for _, dialect := range []string{"aufs", "overlay"} {
+		t.Run(dialect, func(t *testing.T) {
+			if dialect == "overlay" {
+				harness.RequireRoot(t)
+			}
+			r := newRig(t, mib, "whiteout="+dialect)
+			r.Sh(`mkdir -p l/d/sub/deep l/d/gone; echo 1 > l/d/sub/deep/f; echo 2 > l/d/x; echo 3 > l/d/gone/y
+				ln l/d/x l/d/hard; ln -s x l/d/link; head -c 400000 /dev/urandom > l/d/large; touch -d 2003-01-01 l/d l/d/x l/d/sub`)
+			r.remount()
+			r.Sh(`mv m/d m/e; rm -r m/e/gone; mv m/e/sub m/e/moved; echo more >> m/e/hard; mkdir m/e/sub; echo new > m/e/sub/n; chmod 700 m/e/large`)
+			before := r.listing("m/e")
+			r.m.Unmount()
+			r.launcherGone()
+			args := []string{"settle", "--workdir", r.P("w"), "--lower", r.P("l"), r.P("u")}
+			for i := range 6 { // killed at some moments
+				cmd := exec.Command(harness.Bin(), args...)
+				require.NoError(t, cmd.Start())
+				time.Sleep(time.Duration(10+i*12) * time.Millisecond)
+				_ = cmd.Process.Kill()
+				_ = cmd.Wait()
+				r.launcherGone()
+				r.m = r.Mount(r.opts)
+				require.Equal(t, before, r.listing("m/e"), "after kill %d", i)
+				r.m.Unmount()
+				r.launcherGone()
+			}
+			res := r.Layerfs(args...)
+			require.Zero(t, res.Code, "%s%s", res.Stdout, res.Stderr)
+			r.m = r.Mount(r.opts)
+			require.Equal(t, before, r.listing("m/e"))
+			r.m.Unmount()
+			require.NoError(t, os.RemoveAll(r.P("l", "d")))
+			r.m = r.Mount(r.opts)
+			require.Equal(t, before, r.listing("m/e"))
+			r.m.Unmount()
+			check := r.Layerfs("check", "--workdir", r.P("w"), "--lower", r.P("l"), r.P("u"))
+			require.NotContains(t, check.Stdout, "redirect")
+			require.NotContains(t, check.Stdout, "opaque")
+		})
+	}
+}
+
+// listing is all that can be said of a tree, but the inode numbers.
+func (r *rig) listing(dir string) string {
+	r.t.Helper()
+	return r.Sh("cd " + dir + "; find . | sort | while read f; do stat -c '%n %F %a %u %g %Y' $f; done; find . -type f | sort | xargs sha256sum; find . -type f -links +1 | wc -l")
+}
