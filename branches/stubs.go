@@ -38,7 +38,28 @@ func (b *Branch) StubAt(dirfd int, name string, st *sys.Stat) (r stub.Record, ok
 	if st.Type() != unix.S_IFREG || st.MountRoot || !b.Stubs.Load() && st.Size != stub.Size {
 		return r, false, nil
 	}
-	return stub.Read(dirfd, name)
+	r, ok, err = stub.Read(dirfd, name)
+	if !ok && err == nil && b.Work == nil && b.Stubs.Load() && st.Size == stub.Size && !seesTrusted() && hasText(dirfd, name) {
+		err = errs.New(errs.Unsupported, "its attribute cannot be read by this user: settle the branch as root: %w", unix.EIO)
+	}
+	return r, ok, err
+}
+
+// seesTrusted reports whether this process may read trusted. attributes.
+var seesTrusted = sync.OnceValue(func() bool { return os.Geteuid() == 0 && !inUserNamespace() })
+
+// hasText reports whether a file has the text of a stub.
+func hasText(dirfd int, name string) bool {
+	fd, err := dirfd, error(nil)
+	if name != "" {
+		if fd, err = sys.OpenUntouched(dirfd, name, 0); err != nil {
+			return false
+		}
+		defer sys.Close(fd)
+	}
+	buf := make([]byte, stub.Size)
+	n, err := sys.PRead(fd, buf, 0)
+	return err == nil && string(buf[:n]) == string(stub.Text())
 }
 
 // PrivatePool opens the pool that is private to the branch b, and makes it if

@@ -169,6 +169,11 @@ func (f *FS) setAttr(n *node, in *fuse.SetAttrIn) error {
 	if err := f.copyUp(n); err != nil {
 		return err
 	}
+	if mode, ok := in.GetMode(); ok && mode&unix.S_IRUSR == 0 {
+		if err := f.unstub(n); err != nil {
+			return err
+		}
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	at, err := f.locateLocked(n)

@@ -17,6 +17,7 @@ import (
 type blockFile struct {
 	key    fileKey
 	blocks stub.Blocks
+	write  bool        // it was opened to be changed. Immutable.
 	origin *originFile // nil for a device that shows none
 
 	// size is held for writing by those who change the size, for reading by

@@ -58,14 +58,24 @@ func (bf *blockFiles) init(opener stub.Pools, log func(string, ...any)) {
 	bf.wake = make(chan struct{}, 1)
 }
 
-// acquire returns the open device key, opening it if need be; release must be called.
-func (bf *blockFiles) acquire(key fileKey, open func() (*blockFile, error)) (*blockFile, error) {
+// acquire returns the open device key, opening it if need be; release must be
+// called. One that was opened to be read, in a branch that has become writable
+// since, is opened anew for those who write, or EBUSY.
+func (bf *blockFiles) acquire(key fileKey, write bool, open func() (*blockFile, error)) (*blockFile, error) {
 	for {
 		bf.mu.Lock()
-		if d := bf.open[key]; d != nil {
+		if d := bf.open[key]; d != nil && (d.write || !write) {
 			d.refs++
 			bf.mu.Unlock()
 			return d, nil
+		} else if d != nil && d.refs > 0 {
+			bf.mu.Unlock()
+			return nil, unix.EBUSY
+		} else if d != nil {
+			bf.takeLocked(key)
+			bf.mu.Unlock()
+			bf.closeTaken(d)
+			continue
 		}
 		wait := bf.opening[key]
 		if wait == nil {

@@ -216,7 +216,8 @@ func (f *FS) copyContent(n *node, low location, cp *copied, st *sys.Stat, c *cut
 		return nil, err
 	}
 	size, valid := sizeOfCopy(st, c)
-	if src != nil && src.stub == nil && f.wantsBlocks(cp.from, size, cp.moved) {
+	readable := f.euid == 0 || st.Mode&unix.S_IRUSR != 0 // see unstub
+	if src != nil && src.stub == nil && readable && f.wantsBlocks(cp.from, size, cp.moved) {
 		if f.opts.CopyUp == CopyAuto && c == nil && f.reflinks.clone(dst, src.fd, cp.to.Dev, cp.from.Dev) {
 			f.counters.copiedBytes.Add(size)
 			return f.newBacking(dst, true), nil

@@ -39,15 +39,10 @@ func (f *FS) withStub(n *node, b *branches.Branch, back *backing) (*backing, err
 	if n.typ != unix.S_IFREG || b == nil {
 		return back, nil
 	}
-	var st sys.Stat
-	if !b.Stubs.Load() {
-		var err error
-		if st, err = sys.FStat(back.fd); err != nil {
-			back.release()
-			return nil, err
-		}
-	} else {
-		st.Mode = unix.S_IFREG
+	st, err := sys.FStat(back.fd)
+	if err != nil {
+		back.release()
+		return nil, err
 	}
 	rec, ok, err := b.StubAt(back.fd, "", &st)
 	if err != nil {
@@ -123,8 +118,8 @@ func (f *FS) owns(b *branches.Branch, p *pool, rec stub.Record, inode string) (o
 		return false, err
 	}
 	err = p.with(func(s stub.Store) error {
-		dev, err := s.Info(rec.Device)
-		own = err == nil && dev.Key == rec.Key && dev.Upper == id && dev.Stub == inode
+		dev, err := deviceOf(s, rec)
+		own = err == nil && dev.Upper == id && dev.Stub == inode
 		return err
 	})
 	return own, err
@@ -191,95 +186,6 @@ func (n *node) forgetTouchLocked() {
 	}
 }
 
-// read reads at off, less than asked for only at the end of the file.
-func (b *backing) read(buf []byte, off int64) (int, error) {
-	if b.stub == nil {
-		return sys.PRead(b.fd, buf, off)
-	}
-	d, err := b.data()
-	if err != nil {
-		return 0, err
-	}
-	return d.readAt(buf, off)
-}
-
-// write writes at off and returns how much was written.
-func (b *backing) write(buf []byte, off int64) (n int, err error) {
-	if b.stub == nil {
-		return sys.PWrite(b.fd, buf, off)
-	}
-	err = b.change(func(d *blockFile) error {
-		n, err = d.writeAt(buf, off)
-		return err
-	})
-	if n > 0 {
-		err = nil // a short write; the caller sees the error when it goes on
-	}
-	return n, err
-}
-
-// change changes the content of a stub.
-func (b *backing) change(how func(*blockFile) error) error {
-	d, err := b.data()
-	if err == nil {
-		err = b.stub.touch(b.fd, d)
-	}
-	if err != nil {
-		return err
-	}
-	return how(d)
-}
-
-func (b *backing) truncate(size int64) error {
-	if b.stub == nil {
-		return sys.Ftruncate(b.fd, size)
-	}
-	return b.change(func(d *blockFile) error { return d.truncate(size) })
-}
-
-func (b *backing) fallocate(mode uint32, off, length int64) error {
-	if b.stub == nil {
-		return sys.Fallocate(b.fd, mode, off, length)
-	}
-	return b.change(func(d *blockFile) error { return d.fallocate(mode, off, length) })
-}
-
-func (b *backing) seek(off int64, whence int) (int64, error) {
-	if b.stub == nil {
-		return sys.Seek(b.fd, off, whence)
-	}
-	d, err := b.data()
-	if err != nil {
-		return 0, err
-	}
-	return d.seek(off, whence)
-}
-
-// sync makes data, mapping and stub durable.
-func (b *backing) sync(dataOnly bool) error {
-	if b.stub != nil {
-		d, err := b.data()
-		if err == nil {
-			err = d.blocks.Flush()
-		}
-		if err != nil {
-			return err
-		}
-	}
-	if dataOnly {
-		return sys.Fdatasync(b.fd)
-	}
-	return sys.Fsync(b.fd)
-}
-
-// copyTo copies a range to another open file.
-func (b *backing) copyTo(off int64, dst *backing, dstOff, length int64) (int, error) {
-	if b.stub == nil && dst.stub == nil {
-		return sys.CopyFileRange(b.fd, off, dst.fd, dstOff, int(min(length, 1<<30)))
-	}
-	return copyRange(b, off, dst, dstOff, length)
-}
-
 // complete makes st, the attributes of the file name in fd of the branch b, say
 // what the mount shows: overrides applied and, of a stub, the size of the file.
 func (f *FS) complete(b *branches.Branch, fd int, name string, st *sys.Stat) error {
@@ -339,14 +245,26 @@ func (f *FS) stubSize(b *branches.Branch, rec stub.Record) (uint64, error) {
 		return uint64(size), nil
 	}
 	var dev stub.Device
-	err = p.with(func(s stub.Store) (err error) { dev, err = s.Info(rec.Device); return err })
-	if err == nil && dev.Key != rec.Key {
-		err = errForeign
-	}
+	err = p.with(func(s stub.Store) (err error) { dev, err = deviceOf(s, rec); return err })
 	return uint64(dev.Size), err
 }
 
-var errForeign = fmt.Errorf("it belongs to another file: %w", unix.EIO)
+var (
+	errForeign   = fmt.Errorf("it belongs to another file: %w", unix.EIO)
+	errOtherPool = fmt.Errorf("it is in another pool than pool= says: %w", unix.EIO)
+)
+
+// deviceOf returns the device that a stub names, if it is that stub's.
+func deviceOf(s stub.Store, rec stub.Record) (stub.Device, error) {
+	if rec.Pool != stub.Private && rec.Pool != s.ID() {
+		return stub.Device{}, errOtherPool
+	}
+	dev, err := s.Info(rec.Device)
+	if err == nil && dev.Key != rec.Key {
+		err = errForeign
+	}
+	return dev, err
+}
 
 // openStub opens the device that s, open at fd, names. Preconditions: s.mu is held.
 func (f *FS) openStub(s *stubFile, fd int) (*blockFile, error) {
@@ -360,7 +278,7 @@ func (f *FS) openStub(s *stubFile, fd int) (*blockFile, error) {
 		}
 	}
 	key := fileKey{p, s.rec.Device}
-	return f.files.acquire(key, func() (*blockFile, error) { return f.openDevice(s, key) })
+	return f.files.acquire(key, s.write, func() (*blockFile, error) { return f.openDevice(s, key) })
 }
 
 func (f *FS) openDevice(s *stubFile, key fileKey) (d *blockFile, err error) {
@@ -373,14 +291,11 @@ func (f *FS) openDevice(s *stubFile, key fileKey) (d *blockFile, err error) {
 			key.pool.done()
 		}
 	}()
-	dev, err := store.Info(key.device)
-	if err == nil && dev.Key != s.rec.Key {
-		err = errForeign
-	}
+	dev, err := deviceOf(store, s.rec)
 	if err != nil {
 		return nil, err
 	}
-	d = &blockFile{key: key}
+	d = &blockFile{key: key, write: s.write}
 	if o := dev.Origin; o != nil && o.Valid > 0 {
 		fd, err := f.stack.FindOrigin(s.branch, o, f.opts.OriginPaths)
 		if err != nil {
@@ -419,12 +334,10 @@ func (f *FS) adoptStub(s *stubFile, p *pool, fd int) error {
 	}
 	s.rec = rec
 	return p.with(func(store stub.Store) error {
-		dev, err := store.Info(rec.Device)
+		dev, err := deviceOf(store, rec)
 		switch {
 		case err != nil:
 			return err
-		case dev.Key != rec.Key:
-			return errForeign
 		case dev.Upper == id && dev.Stub == inode:
 			return nil
 		}
@@ -451,12 +364,3 @@ func (f *FS) writeRecord(b *branches.Branch, fd int, r stub.Record) error {
 
 // fileOf is the last component of a path.
 func fileOf(p string) string { return path.Base(p) }
-
-// seekEnd returns the size of a stub's content.
-func (b *backing) seekEnd() (int64, error) {
-	d, err := b.data()
-	if err != nil {
-		return 0, err
-	}
-	return d.blocks.Size(), nil
-}

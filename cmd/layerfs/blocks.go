@@ -194,8 +194,7 @@ func (s *blockStore) Close() error { return s.c.Close() }
 // deviceBlocks is an open device as the union sees it.
 type deviceBlocks struct{ d *client.Device }
 
-func (b *deviceBlocks) Size() int64      { return b.d.Size() }
-func (b *deviceBlocks) BlockSize() int64 { return int64(b.d.BlockSize()) }
+func (b *deviceBlocks) Size() int64 { return b.d.Size() }
 
 func (b *deviceBlocks) ReadAt(p []byte, off int64) (int, error)  { return b.d.ReadAt(p, off) }
 func (b *deviceBlocks) WriteAt(p []byte, off int64) (int, error) { return b.d.WriteAt(p, off) }

@@ -31,13 +31,13 @@ func setThreshold(s *settings, value string) error {
 	return nil
 }
 
-// copyUpMode is how big files are copied up: `layerfs mount` picks the best
-// way there is, the other forms copy them in full unless asked.
+// copyUpMode is how big files are copied up: in full unless somebody has asked,
+// be it by naming a pool.
 func (s *settings) copyUpMode() fs.CopyUpMode {
 	switch {
 	case s.copyUp == "block":
 		return fs.CopyBlock
-	case s.copyUp == "auto", s.copyUp == "" && (s.strict || s.pool != ""):
+	case s.copyUp == "auto", s.copyUp == "" && s.pool != "":
 		return fs.CopyAuto
 	}
 	return fs.CopyFull

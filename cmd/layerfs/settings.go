@@ -31,7 +31,7 @@ type settings struct {
 	volatile    bool
 
 	fs     fs.Options // Log and Pools are set when the mount is made
-	copyUp string     // copyup=, "" when it is not given
+	copyUp string     // copyup=; "" is full
 	pool   string     // the shared pool, "" for private ones
 	// settleAt is when stubs become plain files: "" for when that is asked for.
 	settleAt string

@@ -52,8 +52,7 @@ type Stretch struct {
 
 // Blocks is the open device of one file. Its methods may be called concurrently.
 type Blocks interface {
-	Size() int64      // bytes
-	BlockSize() int64 // bytes
+	Size() int64 // bytes
 	ReadAt(p []byte, off int64) (int, error)
 	// WriteAt writes below the size only.
 	WriteAt(p []byte, off int64) (int, error)
