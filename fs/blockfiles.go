@@ -44,7 +44,7 @@ type blockFiles struct {
 	open    map[fileKey]*blockFile
 	opening map[fileKey]chan struct{} // closed when that is done
 	jobs    []func() error            // errAgain: not yet
-	working bool                      // the goroutine that looks after all this runs
+	worker  chan struct{}             // closed when the goroutine that looks after all this ends; nil while none runs
 	closing bool
 	wake    chan struct{}
 }
@@ -149,13 +149,14 @@ func (bf *blockFiles) later(job func() error) {
 
 // workLocked starts the goroutine that looks after devices and pools. mu is held.
 func (bf *blockFiles) workLocked() {
-	if !bf.working && !bf.closing {
-		bf.working = true
-		go bf.work()
+	if bf.worker == nil && !bf.closing {
+		bf.worker = make(chan struct{})
+		go bf.work(bf.worker)
 	}
 }
 
-func (bf *blockFiles) work() {
+func (bf *blockFiles) work(done chan struct{}) {
+	defer close(done)
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
@@ -171,7 +172,7 @@ func (bf *blockFiles) work() {
 		}
 		bf.mu.Lock()
 		if bf.closing || !busy && len(bf.jobs) == 0 && len(bf.open) == 0 && len(bf.opening) == 0 {
-			bf.working = false
+			bf.worker = nil
 			bf.mu.Unlock()
 			return
 		}
@@ -275,7 +276,15 @@ const closeTries = 20
 func (bf *blockFiles) close() error {
 	bf.mu.Lock()
 	bf.closing = true
+	worker := bf.worker
 	bf.mu.Unlock()
+	if worker != nil {
+		select {
+		case bf.wake <- struct{}{}:
+		default:
+		}
+		<-worker
+	}
 	for range closeTries {
 		bf.runJobs()
 		bf.closeIdle(0)

@@ -39,20 +39,20 @@ func (p *poolsOf) Private(dir *os.File, name string, create bool) (stub.Store, e
 	if err != nil {
 		return nil, errs.New(errs.NotFound, "pool %s: %w", name, err)
 	}
-	return openStore(os.NewFile(uintptr(fd), name), name, p.start)
+	return openStore(os.NewFile(uintptr(fd), name), name, p.start, true)
 }
 
 // pushEvery is how long what was written and not synced may be lost with the
 // daemon of a mount; nothing of it is lost with the pool process.
 const pushEvery = 20 * time.Millisecond
 
-func openStore(dir *os.File, name string, start client.Starter) (stub.Store, error) {
+func openStore(dir *os.File, name string, start client.Starter, private bool) (stub.Store, error) {
 	c, err := client.OpenAt(dir, name, start)
 	if err != nil {
 		return nil, err
 	}
 	c.PushEvery = pushEvery
-	return &blockStore{c}, nil
+	return &blockStore{c, private}, nil
 }
 
 // makePrivate makes the private pool in dir if there is none, in a process of
@@ -102,14 +102,17 @@ func (p *poolsOf) Shared() (stub.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return openStore(f, p.shared, p.start)
+	return openStore(f, p.shared, p.start, false)
 }
 
 // HasShared implements stub.Pools.
 func (p *poolsOf) HasShared() bool { return p.shared != "" }
 
 // blockStore is a pool as the union sees it.
-type blockStore struct{ c *client.Client }
+type blockStore struct {
+	c       *client.Client
+	private bool
+}
 
 func (s *blockStore) ID() string { return s.c.UUID() }
 
@@ -189,7 +192,16 @@ func (s *blockStore) SetOrigin(name string, o stub.Origin) error {
 
 func (s *blockStore) Delete(name string) error { return s.c.Delete(name) }
 
-func (s *blockStore) Close() error { return s.c.Close() }
+// Close also ends the process of a private pool, unless somebody else uses it:
+// the upper may be about to be moved or removed.
+func (s *blockStore) Close() error {
+	if s.private {
+		if unlock, err := s.c.Shutdown(); err == nil && unlock != nil {
+			unlock()
+		}
+	}
+	return s.c.Close()
+}
 
 // deviceBlocks is an open device as the union sees it.
 type deviceBlocks struct{ d *client.Device }
