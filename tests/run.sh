@@ -73,7 +73,7 @@ leg "vet with faults" go vet -tags faults ./internal/sys ./cmd/layerfs
 # shellcheck disable=SC2086
 leg "unit tests, race detector" env CGO_ENABLED=1 GORACE=atexit_sleep_ms=0 go test -race -short $units
 leg "end to end as $(id -un)" go test -p 1 -count=1 -timeout 12m ./tests/...
-leg "files in blocks" env LAYERFS_TEST_MOUNT=copyup=block,copyup_threshold=1 go test -p 1 -count=1 -short -timeout 12m ./tests/data ./tests/parity
+leg "files in blocks" env LAYERFS_TEST_MOUNT=copyup=block,copyup_threshold=1 go test -p 1 -count=1 -short -timeout 12m -run 'Exerciser|Stress|Parity|Plain|Several' ./tests/data ./tests/parity
 [ "$(id -u)" != 0 ] || leg "end to end as an ordinary user" as_user
 leg "end to end, race detector" race
 leg "nothing is left" leftovers

@@ -23,7 +23,7 @@ for suite in "${@:-parity data stubs blockcopy crash pool aufs branchtools secur
 		data) run data LAYERFS_TEST_OPS=1000000 bash -c 'test_of ./tests/data' ;;
 		stubs) # the same on files that were copied up by blocks
 			run "parity, stubs" LAYERFS_TEST_MOUNT=copyup=block,copyup_threshold=1 LAYERFS_TEST_OPS=1000000 bash -c 'test_of ./tests/parity'
-			run "data, stubs" LAYERFS_TEST_MOUNT=copyup=block,copyup_threshold=1 LAYERFS_TEST_OPS=1000000 bash -c 'test_of ./tests/data'
+			run "data, stubs" LAYERFS_TEST_MOUNT=copyup=block,copyup_threshold=1 LAYERFS_TEST_OPS=1000000 bash -c 'test_of -run "Exerciser|Stress" ./tests/data'
 			;;
 		blockcopy) run blockcopy LAYERFS_TEST_KILLS=100 LAYERFS_TEST_DB=1024 LAYERFS_TEST_CUTS=100 bash -c 'test_of ./tests/blockcopy' ;;
 		crash) run crash LAYERFS_TEST_FULL=1 LAYERFS_TEST_CUTS=200 bash -c 'test_of ./tests/crash' ;;
