@@ -115,7 +115,7 @@ Example:
   layerfs trace /merged etc/passwd
 `,
 	"changes": `Usage: layerfs changes [--json] MOUNTPOINT
-       layerfs changes [--json] --upper DIR [--lower DIR]...
+       layerfs changes [--json] [--pool POOL] --upper DIR [--lower DIR]...
 
 Lists what was added (A), changed (C) and deleted (D), like docker diff.
 

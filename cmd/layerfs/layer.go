@@ -17,11 +17,13 @@ import (
 )
 
 const diffHelp = `Usage: layerfs diff [-o FILE.tar] MOUNTPOINT
-       layerfs diff [-o FILE.tar] --upper DIR [--upper DIR]... [--lower DIR]...
+       layerfs diff [-o FILE.tar] [--pool POOL] --upper DIR [--upper DIR]... [--lower DIR]...
 
 Writes what the upper changes as an OCI image layer, a tar, to standard output
 or to FILE.tar, which gets its name when it is complete. The same tree gives the
 same bytes. Without --lower, what the upper records as deleted is taken at its word.
+Files that were copied up by blocks are in it whole; --pool says which pool they
+are in, if it is a shared one.
 
 Example:
   layerfs diff /merged -o layer.tar
