@@ -7,8 +7,8 @@ MANDIR  ?= $(PREFIX)/share/man
 SBINDIR ?= /sbin
 LOWER   ?= /
 ROUNDS  ?= 3
-# What to measure: union, branches, blocks, pool.
-BENCH   ?= union branches blocks pool
+# What to measure: union, branches, blocks, pool, containers.
+BENCH   ?= union branches blocks pool containers
 FUZZTIME ?= 10m
 
 .PHONY: help
@@ -68,7 +68,7 @@ lint: ## formatting, vet, and who may import whom
 	go test ./internal/lint
 
 .PHONY: bench
-bench: ## layerfs and its peers in turn on a fresh file system: unions, then pools (root)
+bench: ## layerfs and its peers in turn on a fresh file system: unions, pools, containers (root)
 	@tests/need.sh bench
 	@$(MAKE) --no-print-directory build
 	@ROUNDS='$(ROUNDS)' tests/bench/bench.sh $(BENCH)

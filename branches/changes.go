@@ -18,7 +18,12 @@ type Comparison struct {
 	Uppers []string // top first
 	// Lowers may be left out; then what the uppers record as deleted is taken
 	// at its word.
-	Lowers       []string
+	Lowers []string
+	// Whole: the uppers are all of the new tree and the lowers all of the old
+	// one, of which nothing shows through.
+	Whole bool
+	// OneFS: both lie on one file system, where equal files may share their blocks.
+	OneFS        bool
 	DeletedFirst bool // in each directory; else names are in order
 	// Stubs is how the content of files that were copied up by blocks is found;
 	// without it they are an error.
@@ -47,9 +52,13 @@ type Difference struct {
 
 // Run calls emit for every change, parents before what is in them.
 func (cmp Comparison) Run(emit func(*Difference) error) error {
-	c := comparison{uppers: len(cmp.Uppers), deletedFirst: cmp.DeletedFirst}
+	c := comparison{uppers: len(cmp.Uppers), whole: cmp.Whole, oneFS: cmp.OneFS, deletedFirst: cmp.DeletedFirst}
+	full := cmp.Uppers
+	if !cmp.Whole {
+		full = slices.Concat(cmp.Uppers, cmp.Lowers)
+	}
 	var err error
-	if c.full, err = openAll(slices.Concat(cmp.Uppers, cmp.Lowers), len(cmp.Uppers), cmp.Stubs); err != nil {
+	if c.full, err = openAll(full, len(cmp.Uppers), cmp.Stubs); err != nil {
 		return err
 	}
 	defer c.full.Close()
@@ -74,10 +83,12 @@ func openAll(dirs []string, uppers int, stubs *Stubs) (*Stack, error) {
 }
 
 // comparison is the walk over two stacks, the second of which is the first
-// without its uppers.
+// without its uppers, or another one altogether.
 type comparison struct {
 	full, low    *Stack // low is nil when there are no lowers
 	uppers       int
+	whole        bool // nothing of low shows in full
+	oneFS        bool
 	deletedFirst bool
 	links        links
 	everything   bool // visit also what both stacks have from the same place
@@ -321,7 +332,7 @@ func (r *reporter) enter(p *pair, emptied bool) error {
 	c := change(p)
 	c.Emptied = emptied
 	if p.old != nil && p.low != nil {
-		equal, err := same(p.new, p.old)
+		equal, err := same(p.new, p.old, false)
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.path, err)
 		}

@@ -12,12 +12,15 @@ import (
 // already, else what was asked for, else what the file system takes. The
 // choice is recorded in the upper, so that two never mix by accident.
 func chooseFormat(upper *Branch, w *Work, cfg Config) (whiteout.Format, error) {
-	recorded, has, err := whiteout.Recorded(upper.Root)
+	recorded, has, err := writtenIn(upper)
 	if err != nil {
 		return recorded, errs.New(errs.Corrupt, "upper %s: %w", upper.Path, err)
 	}
 	f := whiteout.Format{NS: chooseNamespace(w, cfg)}
-	if has && recorded.NS == whiteout.Trusted && f.NS == whiteout.User && !cfg.UserXattr {
+	if has && recorded.NS == whiteout.Trusted && f.NS == whiteout.User {
+		if cfg.UserXattr && !sys.InUserNamespace() {
+			return f, errs.New(errs.Corrupt, "upper %s is written in dialect %q: mount it without userxattr, or `layerfs convert --to %s --namespace user`", upper.Path, recorded, recorded.Dialect)
+		}
 		// Without privileges the trusted. records of this upper cannot be read.
 		return f, errs.New(errs.Corrupt, "upper %s is written in dialect %q, which this user cannot read: mount it as root", upper.Path, recorded)
 	}
@@ -53,6 +56,21 @@ func chooseFormat(upper *Branch, w *Work, cfg Config) (whiteout.Format, error) {
 	return f, nil
 }
 
+// writtenIn returns the recorded format of upper. That of an upper in which
+// kernel overlay has written shows on its root, and is recorded from now on.
+func writtenIn(upper *Branch) (f whiteout.Format, has bool, err error) {
+	f, has, err = whiteout.Recorded(upper.Root)
+	if has || err != nil {
+		return f, has, err
+	}
+	ns, has := whiteout.KernelNamespace(upper.Root)
+	if !has {
+		return f, false, nil
+	}
+	f = whiteout.Format{Dialect: whiteout.Overlay, NS: ns}
+	return f, true, f.Record(upper.Root)
+}
+
 func autoDialect(w *Work, cfg Config) whiteout.Dialect {
 	if cfg.AufsStyle || !takesDevices(w) {
 		return whiteout.AUFS
@@ -62,7 +80,7 @@ func autoDialect(w *Work, cfg Config) whiteout.Dialect {
 
 // chooseNamespace returns trusted. where this process may use it.
 func chooseNamespace(w *Work, cfg Config) whiteout.Namespace {
-	if cfg.UserXattr || inUserNamespace() || !takesXattr(w, "trusted.overlay.opaque") {
+	if cfg.UserXattr || sys.InUserNamespace() || !takesXattr(w, "trusted.overlay.opaque") {
 		return whiteout.User
 	}
 	return whiteout.Trusted

@@ -24,6 +24,11 @@ type links struct {
 	copies   map[string]*Object // the files in uppers that stand for lower ones, by the keys of those
 	groups   map[inode]*group
 	affected map[string]bool // paths that only lowers have but that are to be visited: names of such files, and directories on the way
+	// survivors counts, for each file of the lowers, at how many of its names there
+	// still is a file. It is right only when every name was looked at.
+	survivors map[inode]int
+	all       bool // that is so
+	oneFS     bool // see Comparison
 }
 
 // group is the names of one file.
@@ -40,7 +45,7 @@ type group struct {
 
 // findLinks fills c.links.
 func (c *comparison) findLinks() error {
-	c.links = links{copies: map[string]*Object{}, groups: map[inode]*group{}, affected: map[string]bool{}}
+	c.links = links{copies: map[string]*Object{}, groups: map[inode]*group{}, affected: map[string]bool{}, survivors: map[inode]int{}, all: c.whole, oneFS: c.oneFS}
 	for _, b := range c.full.branches[:c.uppers] {
 		if !marked(b) {
 			continue
@@ -52,10 +57,10 @@ func (c *comparison) findLinks() error {
 	if err := c.walk(&finder{links: &c.links, uppers: c.uppers}); err != nil {
 		return err
 	}
-	if c.low == nil || c.links.complete() {
+	if c.whole || c.low == nil || c.links.complete() {
 		return nil
 	}
-	c.everything = true
+	c.links.all, c.everything = true, true
 	defer func() { c.everything = false }()
 	return c.walk(&finder{links: &c.links, uppers: c.uppers, rest: true})
 }
@@ -164,12 +169,21 @@ func (l *links) unchanged(p *pair) (bool, error) {
 		return g.same, nil
 	}
 	g.judged = true
-	if g.mixed || !p.old.Stat.IsDir() && g.names != int(p.old.Stat.Nlink) {
+	if g.mixed || !p.old.Stat.IsDir() && g.names != l.expected(p.old) {
 		return false, nil
 	}
 	var err error
-	g.same, err = same(p.new, p.old)
+	g.same, err = same(p.new, p.old, l.oneFS)
 	return g.same, err
+}
+
+// expected is how many names the file old has that can still be its: a name that is
+// deleted or replaced is told as such and changes nothing of the others.
+func (l *links) expected(old *Object) int {
+	if l.all && old.Stat.Nlink > 1 {
+		return l.survivors[old.id()]
+	}
+	return int(old.Stat.Nlink)
 }
 
 // earlier returns the name of p's file that was told before, "" for none; from
@@ -201,6 +215,9 @@ func (f *finder) file(p *pair) error {
 	several := p.new.Stat.Nlink > 1 || p.old != nil && p.old.Stat.Nlink > 1
 	if !several || f.rest && !p.same {
 		return nil
+	}
+	if p.old != nil && !p.old.Stat.IsDir() {
+		f.links.survivors[p.old.id()]++
 	}
 	id := p.new.id()
 	g := f.links.groups[id]

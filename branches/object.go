@@ -162,8 +162,8 @@ func (o *Object) id() inode { return inode{o.Stat.Dev, o.Stat.Ino} }
 
 // same reports whether a and b cannot be told apart: type, mode, owner, time,
 // extended attributes, device, target and content. Content is read last, and
-// only when everything else is equal.
-func same(a, b *Object) (bool, error) {
+// only when everything else is equal; oneFS is as in Comparison.
+func same(a, b *Object, oneFS bool) (bool, error) {
 	if a.id() == b.id() && a.part.Branch.Override() == b.part.Branch.Override() {
 		return true, nil
 	}
@@ -182,7 +182,7 @@ func same(a, b *Object) (bool, error) {
 		y, err := b.Readlink()
 		return x == y, err
 	case unix.S_IFREG:
-		return sameContent(a, b)
+		return sameContent(a, b, oneFS)
 	}
 	return true, nil
 }
@@ -210,7 +210,7 @@ func sameXattrs(a, b *Object) (bool, error) {
 }
 
 // sameContent compares two regular files of the same size.
-func sameContent(a, b *Object) (bool, error) {
+func sameContent(a, b *Object, oneFS bool) (bool, error) {
 	if a.Stat.Size == 0 {
 		return true, nil
 	}
@@ -224,6 +224,11 @@ func sameContent(a, b *Object) (bool, error) {
 		return false, err
 	}
 	defer fb.Close()
+	if x, ok := fa.(fdReader); ok && oneFS {
+		if y, ok := fb.(fdReader); ok && sys.SameExtents(int(x), int(y)) {
+			return true, nil
+		}
+	}
 	size := int64(a.Stat.Size)
 	x, y := make([]byte, 256<<10), make([]byte, 256<<10)
 	for off := int64(0); off < size; off += int64(len(x)) {

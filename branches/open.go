@@ -1,7 +1,6 @@
 package branches
 
 import (
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -9,7 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/layerfs/layerfs/internal/errs"
+	"github.com/layerfs/layerfs/internal/mounts"
+	"github.com/layerfs/layerfs/internal/records"
 	"github.com/layerfs/layerfs/internal/sys"
+	"github.com/layerfs/layerfs/whiteout"
 )
 
 // openBranch opens one branch and finds out what is special about it.
@@ -38,6 +40,10 @@ func openBranch(index int, spec Spec, cfg Config) (*Branch, error) {
 	if _, err := sys.ReadDirUntouched(fd); err != nil {
 		sys.Close(fd)
 		return nil, errs.New(errs.Failed, "branch %s cannot be read: %w", spec.Path, err)
+	}
+	if err := b.refuseKernels(); err != nil {
+		sys.Close(fd)
+		return nil, err
 	}
 	b.HasMounts = mountsBelow(b.Path)
 	if fs, err := sys.Statfs(fd); err == nil {
@@ -79,6 +85,20 @@ func (b *Branch) setMode(spec Spec, cfg Config) {
 	b.whiteouts = !cfg.AufsStyle || b.Mode == RW || slices.Contains(spec.Attr, "wh")
 }
 
+// refuseKernels refuses a branch with what only kernel overlay reads: copies
+// without data, and in an upper hard links that its index holds together.
+func (b *Branch) refuseKernels() error {
+	for _, ns := range []whiteout.Namespace{whiteout.Trusted, whiteout.User} {
+		v, _ := sys.GetXattr(b.Root, "", string(ns)+records.KernelAttr)
+		for _, f := range strings.Fields(string(v)) {
+			if f == "metacopy" || b.Mode == RW {
+				return errs.New(errs.Corrupt, "branch %s was written by the kernel's overlay with %s=on, which the FUSE union does not read: mount it with backend=overlay,%s=on", b.Path, f, f)
+			}
+		}
+	}
+	return nil
+}
+
 // isKernels reports whether what is in b comes and goes by itself: "some are not
 // accepted such like sysfs, procfs" (aufs(5), Branch Syntax).
 func (b *Branch) isKernels() bool {
@@ -102,23 +122,16 @@ func (b *Branch) neverChanges() bool {
 
 // mountsBelow reports whether anything is mounted below path. In doubt it says yes.
 func mountsBelow(path string) bool {
-	data, err := os.ReadFile("/proc/self/mountinfo")
+	table, err := mounts.Table()
 	if err != nil {
 		return true
 	}
-	prefix := strings.TrimSuffix(path, "/") + "/"
-	for _, line := range strings.Split(string(data), "\n") {
-		f := strings.Fields(line)
-		if len(f) > 4 && strings.HasPrefix(unescapeMount(f[4]), prefix) {
+	for _, m := range table {
+		if m.Point != path && within(m.Point, path) {
 			return true
 		}
 	}
 	return false
-}
-
-// unescapeMount undoes the octal escapes of mountinfo.
-func unescapeMount(s string) string {
-	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
 // within reports whether path is dir or lies below it.

@@ -46,7 +46,7 @@ func (b *Branch) StubAt(dirfd int, name string, st *sys.Stat) (r stub.Record, ok
 }
 
 // seesTrusted reports whether this process may read trusted. attributes.
-var seesTrusted = sync.OnceValue(func() bool { return os.Geteuid() == 0 && !inUserNamespace() })
+var seesTrusted = sync.OnceValue(func() bool { return os.Geteuid() == 0 && !sys.InUserNamespace() })
 
 // hasText reports whether a file has the text of a stub.
 func hasText(dirfd int, name string) bool {

@@ -2,7 +2,6 @@ package branches
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"strconv"
 	"sync/atomic"
@@ -11,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/layerfs/layerfs/internal/errs"
+	"github.com/layerfs/layerfs/internal/mounts"
 	"github.com/layerfs/layerfs/internal/records"
 	"github.com/layerfs/layerfs/internal/sys"
 	"github.com/layerfs/layerfs/whiteout"
@@ -89,6 +89,9 @@ func (w *Work) open(dir string, upper *Branch) error {
 	}
 	if err := w.lock(dir); err != nil {
 		return err
+	}
+	if point := mounts.OverlayWriting(upper.Path, realDir(dir)); point != "" {
+		return errs.New(errs.Busy, "upper %s or work directory %s is in use by the overlay on %s: unmount that one, or mount with ro", upper.Path, dir, point)
 	}
 	if err := sys.RemoveAll(w.root, "work"); err != nil {
 		return errs.New(errs.Failed, "work directory %s cannot be cleaned: %w", dir, err)
@@ -271,16 +274,4 @@ func (w *Work) release() {
 			sys.Close(fd)
 		}
 	}
-}
-
-// inUserNamespace reports whether this process lives in another user
-// namespace than the first, where trusted. attributes do not exist.
-func inUserNamespace() bool {
-	data, err := os.ReadFile("/proc/self/uid_map")
-	if err != nil {
-		return false
-	}
-	var inner, outer, n uint64
-	_, err = fmt.Sscan(string(data), &inner, &outer, &n)
-	return err == nil && !(inner == 0 && outer == 0 && n == 1<<32-1)
 }

@@ -272,8 +272,8 @@ func (bf *blockFiles) remove(key fileKey) error {
 // closeTries is how often jobs that have to wait are tried at the end.
 const closeTries = 20
 
-// close does all that is left to be done and closes everything.
-func (bf *blockFiles) close() error {
+// finish does all that is left to be done and closes all devices.
+func (bf *blockFiles) finish() error {
 	bf.mu.Lock()
 	bf.closing = true
 	worker := bf.worker
@@ -305,6 +305,12 @@ func (bf *blockFiles) close() error {
 		all = errors.Join(all, d.close())
 		d.key.pool.done()
 	}
+	return all
+}
+
+// close closes the pools, after finish.
+func (bf *blockFiles) close() error {
+	var all error
 	for _, p := range bf.pools.all() {
 		_, err := p.closeIdle(-1)
 		all = errors.Join(all, err)

@@ -132,7 +132,7 @@ func (r *reflinks) clone(dst, src int, to, from uint64) (done bool) {
 	if none {
 		return false
 	}
-	err := sys.Clone(dst, src)
+	err := sys.Reflink(dst, src)
 	if err == unix.EOPNOTSUPP || err == unix.EXDEV || err == unix.ENOTTY || err == unix.EINVAL {
 		r.mu.Lock()
 		defer r.mu.Unlock()

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"errors"
 	"fmt"
 	"log"
 	"os"
@@ -13,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/layerfs/layerfs/branches"
+	"github.com/layerfs/layerfs/internal/sys"
+	"github.com/layerfs/layerfs/whiteout"
 )
 
 const rootID = fuse.FUSE_ROOT_ID
@@ -232,7 +235,13 @@ func (f *FS) closeStubs() error {
 		}
 		n.mu.Unlock()
 	}
-	return f.files.close()
+	err := f.files.finish()
+	whole := f.wholeBranches()
+	err = errors.Join(err, f.files.close())
+	for _, b := range whole { // nobody needs its private pool any more
+		_ = sys.KeepTimes(b.Root, func() error { return sys.RemoveAll(b.Root, whiteout.StubDir) }) // else it stays, and does no harm
+	}
+	return err
 }
 
 // gone is called for a node that nobody remembers any more.

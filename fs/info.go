@@ -19,6 +19,7 @@ type counters struct {
 // Status is what `layerfs status` prints.
 type Status struct {
 	Backend     string `json:"backend"`
+	Why         string `json:"why,omitempty"` // this backend; set by who has chosen it
 	Dialect     string `json:"dialect"`
 	ReadOnly    bool   `json:"read_only"`
 	Upper       string `json:"upper,omitempty"`

@@ -179,3 +179,14 @@ func (ps *pools) all() []*pool {
 	}
 	return out
 }
+
+// empty reports whether the private pool of the upper b, if there is one, has
+// no device: not even one whose stub somebody may have moved away.
+func (ps *pools) empty(b *branches.Branch) bool {
+	if !hasPrivatePool(b) {
+		return true
+	}
+	list := []stub.Device{{}}
+	err := ps.privateOf(b).with(func(s stub.Store) (err error) { list, err = s.Devices(); return err })
+	return err == nil && len(list) == 0
+}

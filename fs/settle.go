@@ -44,9 +44,10 @@ type SettleStatus struct {
 
 // settler is the settle of a mount, of which there is one at a time.
 type settler struct {
-	running sync.Mutex   // held by who settles
-	stopped atomic.Bool  // the mount ends
-	upTo    atomic.Int64 // how many copy-ups by blocks there were when the last settle in idle time began; -1 before
+	running sync.Mutex                 // held by who settles
+	stopped atomic.Bool                // the mount ends
+	whole   map[*branches.Branch]int64 // branches without a stub left, and how many copy-ups by blocks there had been
+	upTo    atomic.Int64               // how many copy-ups by blocks there were when the last settle in idle time began; -1 before
 
 	mu     sync.Mutex
 	status SettleStatus // protected by mu
@@ -106,10 +107,12 @@ func (f *FS) settleBranches(stopped func() bool) error {
 		if !b.Stubs.Load() {
 			continue
 		}
+		before := f.counters.blockCopyUps.Load()
 		list, err := f.stubsIn(b)
 		if err != nil {
 			return fmt.Errorf("looking for stubs in %s: %w", b.Path, err)
 		}
+		failed := 0
 		for _, p := range list {
 			if stopped() {
 				return errors.New("stopped")
@@ -121,9 +124,33 @@ func (f *FS) settleBranches(stopped func() bool) error {
 					s.Failed = append(s.Failed, fmt.Sprintf("%s: %v", p, err))
 				}
 			})
+			if err != nil {
+				failed++
+			}
+		}
+		if failed == 0 {
+			f.settler.mu.Lock()
+			if f.settler.whole == nil {
+				f.settler.whole = map[*branches.Branch]int64{}
+			}
+			f.settler.whole[b] = before
+			f.settler.mu.Unlock()
 		}
 	}
 	return nil
+}
+
+// wholeBranches lists the upper branches in which no stub is left, nor anything
+// in their private pools. The requests have ended.
+func (f *FS) wholeBranches() (list []*branches.Branch) {
+	f.settler.mu.Lock()
+	defer f.settler.mu.Unlock()
+	for b, copyUps := range f.settler.whole {
+		if copyUps == f.counters.blockCopyUps.Load() && b.Writable() && f.files.pools.empty(b) {
+			list = append(list, b)
+		}
+	}
+	return list
 }
 
 func (f *FS) writableBranches() []*branches.Branch {
@@ -139,8 +166,8 @@ func (f *FS) stubsIn(b *branches.Branch) (list []string, err error) {
 		var st sys.Stat
 		st.Mode = unix.S_IFREG
 		rec, ok, err := b.StubAt(dirfd, name, &st)
-		if err != nil || !ok {
-			return nil // a damaged one is reported by a check
+		if !ok && err == nil {
+			return nil
 		}
 		if st, err = sys.StatAt(dirfd, name, 0); err != nil || seen[st.Ino] {
 			return nil

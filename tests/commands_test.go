@@ -20,7 +20,7 @@ func liveMount(t *testing.T) (*harness.Env, *harness.Mount) {
 	t.Helper()
 	e := harness.New(t).Tree("l", "a=1\nd/b=2\nd/c=3\nold/x=1").Tree("l2", "e=5\nd/low=6")
 	harness.RequireFUSE(t)
-	opts := "lowerdir=" + e.P("l") + ":" + e.P("l2") + ",upperdir=" + e.P("u") + ",workdir=" + e.P("w")
+	opts := "backend=fuse,lowerdir=" + e.P("l") + ":" + e.P("l2") + ",upperdir=" + e.P("u") + ",workdir=" + e.P("w")
 	r := e.Layerfs("mount", "-o", opts, e.P("m"))
 	require.Zero(t, r.Code, r.Stderr)
 	m := e.Adopt(e.P("m"), opts)
@@ -33,7 +33,7 @@ func liveMount(t *testing.T) (*harness.Env, *harness.Mount) {
 
 func TestHelpOfEveryCommand(t *testing.T) {
 	e := harness.New(t)
-	for _, c := range []string{"mount", "umount", "status", "branches", "remount", "trace", "changes", "diff", "apply", "check", "convert"} {
+	for _, c := range []string{"mount", "umount", "status", "branches", "remount", "trace", "changes", "diff", "apply", "check", "convert", "probe"} {
 		r := e.Layerfs(c, "--help")
 		require.Zero(t, r.Code, c)
 		require.Contains(t, r.Stdout, "Usage: layerfs "+c)
@@ -170,7 +170,7 @@ func TestChannelInTwoUserNamespaces(t *testing.T) {
 		if r := e.Cmd(as, "unshare", "-Urm", "true"); r.Code != 0 {
 			harness.Lacking(t, "user namespaces are not to be had: %s", r.Stderr)
 		}
-		r := e.Cmd(as, "unshare", "-Urm", "sh", "-ec", `"$1" mount -o "$2" "$3"; trap 'umount "$3"' EXIT; "$1" status "$3"`,
+		r := e.Cmd(as, "unshare", "-Urm", "sh", "-ec", `"$1" mount -o "backend=fuse,$2" "$3"; trap 'umount "$3"' EXIT; "$1" status "$3"`,
 			"sh", harness.Bin(), e.RW(), e.P("m"))
 		require.Zero(t, r.Code, "user %d: %s", uid, r.Stderr)
 		require.Contains(t, r.Stdout, e.P("u"))

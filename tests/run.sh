@@ -26,7 +26,7 @@ as_user() {
 	cp bin/layerfs "$D/u/layerfs"
 	CGO_ENABLED=0 go build -tags faults -o "$D/u/layerfs-faults" ./cmd/layerfs
 	install -d -m 700 -o 65534 -g 65534 "$D/u/home"
-	for p in ./tests ./tests/union ./tests/parity ./tests/data ./tests/blockcopy ./tests/security ./tests/resources ./tests/crash ./tests/pool ./tests/aufs ./tests/branchtools ./tests/layers; do
+	for p in ./tests ./tests/union ./tests/parity ./tests/data ./tests/blockcopy ./tests/security ./tests/resources ./tests/crash ./tests/pool ./tests/aufs ./tests/branchtools ./tests/layers ./tests/kernel ./tests/run; do
 		[ -d "$p" ] || continue
 		name=$(basename "$p").test
 		go test -c -o "$D/u/$name" "$p"

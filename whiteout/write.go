@@ -3,6 +3,7 @@ package whiteout
 import (
 	"golang.org/x/sys/unix"
 
+	"github.com/layerfs/layerfs/internal/records"
 	"github.com/layerfs/layerfs/internal/sys"
 )
 
@@ -96,8 +97,8 @@ func writeOpaqueFile(fd int, content string) error {
 // Recorded returns the format that the upper at root says it is written in;
 // ok is false when it says nothing.
 func Recorded(root int) (f Format, ok bool, err error) {
-	for _, ns := range []Namespace{Trusted, User} {
-		if v, err := sys.GetXattr(root, "", string(ns)+"layerfs.format"); err == nil {
+	for _, attr := range []string{string(Trusted) + records.FormatAttr, string(User) + records.FormatAttr, records.TrustedHint} {
+		if v, err := sys.GetXattr(root, "", attr); err == nil {
 			f, err = ParseFormat(string(v))
 			return f, err == nil, err
 		}
@@ -119,10 +120,30 @@ func Recorded(root int) (f Format, ok bool, err error) {
 	return f, err == nil, err
 }
 
+// KernelNamespace returns where kernel overlay has kept its records in the upper
+// at root, which layerfs has not recorded; ok is false when that does not show.
+func KernelNamespace(root int) (ns Namespace, ok bool) {
+	attrs, err := sys.ListXattr(root, "")
+	if err != nil {
+		return "", false
+	}
+	for _, a := range attrs {
+		for _, ns := range []Namespace{Trusted, User} {
+			// What ovl_init_uuid_xattr, ovl_verify_set_fh and ovl_set_impure leave on a root.
+			for _, mark := range []string{"uuid", "origin", "impure"} {
+				if a == string(ns)+"overlay."+mark {
+					return ns, true
+				}
+			}
+		}
+	}
+	return "", false
+}
+
 // Record notes f in the upper at root.
 func (f Format) Record(root int) error {
-	if sys.SetXattr(root, "", string(f.NS)+"layerfs.format", []byte(f.String()), 0) == nil {
-		return nil
+	if sys.SetXattr(root, "", string(f.NS)+records.FormatAttr, []byte(f.String()), 0) == nil {
+		return f.hint(root)
 	}
 	fd, err := sys.OpenIn(root, FormatFile, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC, 0444)
 	if err != nil {
@@ -130,4 +151,17 @@ func (f Format) Record(root int) error {
 	}
 	defer sys.Close(fd)
 	return sys.PWriteAll(fd, []byte(f.String()), 0)
+}
+
+// hint leaves a copy of a record in trusted. for those who cannot see it. A
+// file system without user. attributes has none.
+func (f Format) hint(root int) error {
+	if f.NS != Trusted {
+		return nil
+	}
+	err := sys.SetXattr(root, "", records.TrustedHint, []byte(f.String()), 0)
+	if err == unix.EOPNOTSUPP || err == unix.EPERM {
+		return nil
+	}
+	return err
 }

@@ -113,6 +113,9 @@ func Finish(root int, to whiteout.Format) error {
 			return err
 		}
 	}
+	if err := sys.RemoveXattr(root, "", records.TrustedHint); err != nil && !lacks(err) {
+		return err
+	}
 	return sys.SyncDir(root)
 }
 

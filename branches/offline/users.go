@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/layerfs/layerfs/internal/mounts"
 )
 
 // users says which processes and mounts use the directory dir, as far as this
@@ -58,46 +60,14 @@ func command(p string) string {
 	return filepath.Base(name)
 }
 
-// overlaysOn returns where overlays are mounted that have dir as upper or
-// lower, according to the text of a mountinfo.
+// overlaysOn returns where overlays are mounted that use dir, according to the
+// text of a mountinfo.
 func overlaysOn(mountinfo, dir string) []string {
 	var points []string
-	for _, line := range strings.Split(mountinfo, "\n") {
-		before, after, _ := strings.Cut(line, " - ")
-		front, back := strings.Fields(before), strings.Fields(after)
-		if len(front) < 5 || len(back) < 3 || back[0] != "overlay" {
-			continue
-		}
-		if names(back[2], dir) {
-			points = append(points, octal.Replace(front[4]))
+	for _, m := range mounts.Parse(mountinfo) {
+		if o, ok := m.Overlay(); ok && o.Uses(dir) {
+			points = append(points, m.Point)
 		}
 	}
 	return points
 }
-
-// octal undoes the escapes of mountinfo.
-var octal = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
-
-// names reports whether the options of an overlay name dir. The kernel shows
-// a comma or a colon in a path as it was given to it, with a backslash.
-func names(options, dir string) bool {
-	escaped := strings.NewReplacer(`\`, `\\`, ",", `\,`, ":", `\:`).Replace(dir)
-	for _, o := range strings.Split(hold.Replace(octal.Replace(options)), ",") {
-		key, value, _ := strings.Cut(o, "=")
-		switch key {
-		case "upperdir", "lowerdir", "lowerdir+", "datadir+":
-			for _, d := range strings.Split(value, ":") {
-				if d = release.Replace(d); d == dir || d == escaped {
-					return true
-				}
-			}
-		}
-	}
-	return false
-}
-
-// hold keeps escaped separators out of the way of Split, release brings them back.
-var (
-	hold    = strings.NewReplacer(`\,`, "\x01", `\:`, "\x02")
-	release = strings.NewReplacer("\x01", ",", "\x02", ":")
-)

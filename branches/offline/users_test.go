@@ -13,9 +13,9 @@ import (
 )
 
 func TestOverlaysOn(t *testing.T) {
-	const info = `36 35 98:0 / /merged rw,relatime shared:1 - overlay overlay rw,lowerdir=/l\:1:/l2,upperdir=/up\040per,workdir=/w
+	const info = `36 35 98:0 / /merged rw,relatime shared:1 - overlay overlay rw,lowerdir=/l\134:1:/l2,upperdir=/up\040per,workdir=/w
 37 35 98:0 / /other rw - ext4 /up rw,upperdir=/l2
-38 35 98:0 / /with\040blank rw - overlay none rw,lowerdir+=/l2,lowerdir+=/a\,b,redirect_dir=on
+38 35 98:0 / /with\040blank rw - overlay none rw,lowerdir+=/l2,lowerdir+=/a\054b,redirect_dir=on
 39 35 broken`
 	for dir, want := range map[string][]string{
 		"/up per": {"/merged"},
@@ -23,7 +23,7 @@ func TestOverlaysOn(t *testing.T) {
 		"/l:1":    {"/merged"},
 		"/l2":     {"/merged", "/with blank"},
 		"/a,b":    {"/with blank"},
-		"/w":      nil,
+		"/w":      {"/merged"},
 		"/l":      nil,
 	} {
 		require.Equal(t, want, overlaysOn(info, dir), dir)

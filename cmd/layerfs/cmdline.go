@@ -13,6 +13,7 @@ type invocation struct {
 	mountpoint string
 	foreground bool
 	debug      bool
+	why        string // the reason for the backend, for status
 }
 
 // cmdMount is `layerfs mount`.
@@ -35,6 +36,9 @@ func cmdMount(args []string) error {
 	}
 	inv.settings, inv.mountpoint = s, c.Arg(0)
 	inv.foreground = inv.foreground || inv.debug
+	if done, err := inv.mountKernels(); done || err != nil {
+		return err
+	}
 	return inv.run()
 }
 
@@ -97,6 +101,10 @@ func (inv *invocation) runWith(p *looseArgs, mountpoint string) error {
 		return err
 	}
 	inv.settings, inv.mountpoint = s, mountpoint
+	if s.backend == "overlay" {
+		warn("option backend=overlay is ignored: only `layerfs mount` mounts kernel overlay")
+	}
+	inv.why = "the program was called in the manner of fuse-overlayfs or of mount(8)"
 	return inv.run()
 }
 

@@ -41,6 +41,7 @@ func (inv *invocation) run() error {
 		return err
 	}
 	inv.mountpoint = mountpoint
+	inv.passWhy()
 	return runMount(mountpoint, inv.foreground, inv.serve)
 }
 

@@ -24,8 +24,13 @@ const usageText = `Usage:
   layerfs convert --to aufs|overlay|xattr UPPERDIR
   layerfs diff MOUNTPOINT | --upper DIR [--lower DIR]... [-o FILE.tar]
   layerfs apply --to DIR [--whiteout DIALECT] FILE.tar
+  layerfs layer import|import-image|ls|diff|rm ...
+  layerfs container create|mount|umount|ls|rm|changes|diff|commit ...
+  layerfs info
   layerfs pool create|status|resize|check|trim|message|dump|restore|wait|mount|serve POOL ...
   layerfs thin create|snap|ls|rm|resize|status|delta|trace|read|write POOL ...
+  layerfs run [--rm] [-v HOST:PATH[:ro]]... [--from LAYER | --lower DIR] [NAME] -- COMMAND...
+  layerfs probe [--json] [DIR]
   layerfs help [COMMAND]
   layerfs version
 
@@ -39,6 +44,7 @@ Options for -o:
   upperdir=DIR             where changes go; needs workdir=
   workdir=DIR              an empty directory on the same file system as upperdir
   br=DIR=MODE:...          branches in the AUFS manner (modes rw, ro, rr); also dirs=
+  backend=auto|fuse|overlay            what mounts the stack; auto: the kernel if it will do
   whiteout=auto|aufs|overlay|xattr     how deletions are written
   redirect_dir=on|off      rename directories of lower branches
   fsync=auto|strict|volatile, volatile how much of a copy-up is synced
@@ -57,6 +63,7 @@ Options for -o:
   squash_to_root, squash_to_uid=N, squash_to_gid=N
   uidmapping=A:B:LEN:..., gidmapping=A:B:LEN:...
   xattr_permissions=0|1|2, static_nlink, noxattrs, noacl, ino32_t, userxattr
+  index=on, metacopy=on    features of kernel overlay
   ro, nosuid, nodev, noexec, noatime, allow_other, default_permissions, fsname=, subtype=
 `
 

@@ -131,21 +131,26 @@ func cmdChanges(args []string) error {
 	if done || err != nil {
 		return err
 	}
-	list := []change{}
 	cmp, end := in.comparison()
 	defer end()
-	err = cmp.Run(func(ch *branches.Difference) error {
+	return printChanges(c.json, cmp.Run)
+}
+
+// printChanges prints the changes that run finds, one a line or as JSON.
+func printChanges(asJSON bool, run func(emit func(*branches.Difference) error) error) error {
+	list := []change{}
+	err := run(func(ch *branches.Difference) error {
 		switch {
 		case ch.Path == "/":
 			return nil // as docker diff
-		case c.json:
+		case asJSON:
 			list = append(list, change{string(ch.Kind), ch.Path})
 			return nil
 		}
 		_, err := fmt.Printf("%c %s\n", ch.Kind, ch.Path)
 		return err
 	})
-	if err != nil || !c.json {
+	if err != nil || !asJSON {
 		return err
 	}
 	return printJSON(list)
@@ -160,14 +165,18 @@ func cmdDiff(args []string) error {
 	}
 	cmp, end := in.comparison()
 	defer end()
-	write := func(w io.Writer) error { return oci.DiffOf(w, cmp, warnLine) }
-	if *out == "-" {
-		if _, err := unix.IoctlGetTermios(1, unix.TCGETS); err == nil {
-			return errs.New(errs.Usage, "diff: a tar is nothing for a terminal: redirect it, or name a file with -o")
-		}
-		return write(os.Stdout)
+	return writeTar("diff", *out, func(w io.Writer) error { return oci.Diff(w, cmp, warnLine) })
+}
+
+// writeTar has write write a tar to the file out, "-" being standard output.
+func writeTar(command, out string, write func(io.Writer) error) error {
+	if out != "-" {
+		return oci.ToFile(out, write)
 	}
-	return oci.ToFile(*out, write)
+	if _, err := unix.IoctlGetTermios(1, unix.TCGETS); err == nil {
+		return errs.New(errs.Usage, "%s: a tar is nothing for a terminal: redirect it, or name a file with -o", command)
+	}
+	return write(os.Stdout)
 }
 
 func warnLine(line string) { warn("%s", line) }

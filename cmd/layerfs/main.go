@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -30,16 +31,17 @@ var commands = map[string]func(args []string) error{
 	"pool":     cmdPool,
 	"thin":     cmdThin,
 
+	"layer":     cmdLayer,
+	"container": cmdContainer,
+	"info":      cmdInfo,
+	"device":    cmdDevice,
+
 	poolProcess:  runPoolProcess,
 	poolChecker:  runPoolChecker,
 	poolLauncher: runPoolLauncher,
 	poolMaker:    runPoolMaker,
-}
 
-// absent are commands of the full program that are not in this one. They
-// must not be taken for mountpoints.
-var absent = []string{
-	"layer", "container", "run", "probe", "info", "device",
+	mountsProcess: runMountsProcess,
 }
 
 func main() {
@@ -59,22 +61,23 @@ func dispatch(argv []string) (int, error) {
 	case "fuse-overlayfs":
 		return anyFailure(runDropIn(argv[1:]))
 	}
-	if len(argv) < 2 {
+	args, err := takeGlobal(argv[1:])
+	if err != nil {
+		return classCode(err)
+	}
+	if len(args) == 0 {
 		fmt.Fprint(os.Stderr, usageText)
 		return int(errs.Usage), nil
 	}
-	switch name := argv[1]; name {
+	switch name := args[0]; name {
 	case "help", "--help", "-h":
-		return 0, cmdHelp(argv[2:])
+		return 0, cmdHelp(args[1:])
 	case "version", "--version", "-V":
 		printVersion()
 		return 0, nil
 	default:
 		if run := commands[name]; run != nil {
-			return classCode(run(argv[2:]))
-		}
-		if contains(absent, name) {
-			return classCode(errs.New(errs.Unsupported, "'%s' is not available in this version", name))
+			return classCode(run(args[1:]))
 		}
 	}
 	return anyFailure(runDropIn(argv[1:]))
@@ -82,8 +85,12 @@ func dispatch(argv []string) (int, error) {
 
 // classCode is the exit code of a subcommand.
 func classCode(err error) (int, error) {
-	if err == nil {
+	var status exitStatus
+	switch {
+	case err == nil:
 		return 0, nil
+	case errors.As(err, &status):
+		return int(status), nil
 	}
 	return int(errs.Of(err)), err
 }

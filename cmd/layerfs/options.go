@@ -71,6 +71,26 @@ var flagOptions = map[string]option{
 	"dirsync": flag(unix.MS_DIRSYNC),
 }
 
+// ignoredOptions mean nothing here.
+var ignoredOptions = []string{
+	// What other tools pass to every file system.
+	"lazytime", "nolazytime", "nofail", "user", "nouser", "users", "nousers", "owner", "noowner", "group",
+	"nogroup", "auto", "noauto", "_netdev", "defaults", "comment", "silent", "loud", "mand", "nomand",
+	"private", "rprivate", "shared", "rshared", "slave", "rslave", "unbindable", "runbindable",
+	// What fuse-overlayfs and libfuse have and layerfs decides itself.
+	// allow_root is among them: the kernel does not know it, and to
+	// take it for allow_other would open the mount to everybody.
+	"default_permissions", "allow_root", "auto_unmount", "nonempty", "max_read", "max_write", "max_background",
+	"threaded", "fast_ino", "writeback", "plugins", "splice_read", "splice_write", "splice_move",
+	"kernel_cache", "auto_cache", "noauto_cache", "big_writes", "use_ino", "readdir_ino", "debug",
+	// What kernel overlay has and layerfs does not need.
+	"xino", "noxino", "nfs_export", "uuid",
+	// What AUFS has and layerfs does not need.
+	"dio", "nodio", "verbose", "noverbose", "v", "q", "quiet", "dirwh", "rdcache", "rdblk", "rdhash",
+	"trunc_xino", "notrunc_xino", "itrunc_xino", "trunc_xib", "notrunc_xib", "clean_plink",
+	"warn_perm", "nowarn_perm", "dirren", "nodirren", "acl",
+}
+
 // optionTable is every option by name. Filled by init: its entries refer to
 // functions that refer to it.
 var optionTable map[string]option
@@ -85,7 +105,9 @@ func init() {
 
 		"whiteout":         {required, setWhiteout},
 		"userxattr":        {none, func(s *settings, _ string) error { s.userXattr = true; return nil }},
-		"backend":          {required, onlyDefault("the kernel overlay backend", "auto", "fuse")},
+		"backend":          {required, setBackend},
+		"index":            {optional, switchOf(func(s *settings, on bool) { s.index = on })},
+		"metacopy":         {optional, switchOf(func(s *settings, on bool) { s.metacopy = on })},
 		"copyup":           {required, setCopyUpMode},
 		"copyup_threshold": {required, setThreshold},
 		"pool":             {required, func(s *settings, v string) error { return setPath(&s.pool, v) }},
@@ -128,24 +150,7 @@ func init() {
 	for _, name := range []string{"context", "fscontext", "defcontext", "rootcontext"} {
 		optionTable[name] = option{required, setContext(name)}
 	}
-	for _, name := range []string{
-		// What other tools pass to every file system.
-		"lazytime", "nolazytime", "nofail", "user", "nouser", "users", "nousers", "owner", "noowner", "group",
-		"nogroup", "auto", "noauto", "_netdev", "defaults", "comment", "silent", "loud", "mand", "nomand",
-		"private", "rprivate", "shared", "rshared", "slave", "rslave", "unbindable", "runbindable",
-		// What fuse-overlayfs and libfuse have and layerfs decides itself.
-		// allow_root is among them: the kernel does not know it, and to
-		// take it for allow_other would open the mount to everybody.
-		"default_permissions", "allow_root", "auto_unmount", "nonempty", "max_read", "max_write", "max_background",
-		"threaded", "fast_ino", "writeback", "plugins", "splice_read", "splice_write", "splice_move",
-		"kernel_cache", "auto_cache", "noauto_cache", "big_writes", "use_ino", "readdir_ino", "debug",
-		// What kernel overlay has and layerfs does not need.
-		"xino", "noxino", "index", "metacopy", "nfs_export", "uuid",
-		// What AUFS has and layerfs does not need.
-		"dio", "nodio", "verbose", "noverbose", "v", "q", "quiet", "dirwh", "rdcache", "rdblk", "rdhash",
-		"trunc_xino", "notrunc_xino", "itrunc_xino", "trunc_xib", "notrunc_xib", "clean_plink",
-		"warn_perm", "nowarn_perm", "dirren", "nodirren", "acl",
-	} {
+	for _, name := range ignoredOptions {
 		optionTable[name] = option{optional, ignored}
 	}
 }
@@ -169,6 +174,7 @@ func (s *settings) apply(token string) error {
 	}
 	err := opt.apply(s, value)
 	if err == nil {
+		s.noteOnly(name, token)
 		return nil
 	}
 	if errs.Of(err) == errs.Unsupported && !s.strict {

@@ -132,6 +132,7 @@ func TestRefusedOptions(t *testing.T) {
 		"lowerdir=l,copyup=some":                errs.Usage,
 		"lowerdir=l,copyup_threshold=0":         errs.Usage,
 		"lowerdir=l,settle=never":               errs.Usage,
+		"lowerdir=l,backend=aufs":               errs.Usage,
 	} {
 		for _, strict := range []bool{true, false} {
 			if _, err := parseOptions(strict, []string{opts}); errs.Of(err) != class || err == nil {
@@ -140,8 +141,7 @@ func TestRefusedOptions(t *testing.T) {
 		}
 	}
 	for opts, class := range map[string]errs.Class{
-		"lowerdir=l,lowedir=x":       errs.Usage,
-		"lowerdir=l,backend=overlay": errs.Unsupported,
+		"lowerdir=l,lowedir=x": errs.Usage,
 	} {
 		if _, err := parseOptions(true, []string{opts}); err == nil || errs.Of(err) != class {
 			t.Errorf("%q, strict: got %v", opts, err)
@@ -183,7 +183,7 @@ func TestParseLoose(t *testing.T) {
 
 func TestDispatch(t *testing.T) {
 	for args, want := range map[string]int{
-		"layerfs settle /none": 3, "layerfs probe": 7, "layerfs diff /none": 3, "layerfs pool": 2, "layerfs thin zap": 2, "layerfs mount": 2, "layerfs status": 2, "layerfs umount /none": 3,
+		"layerfs settle /none": 3, "layerfs diff /none": 3, "layerfs pool": 2, "layerfs thin zap": 2, "layerfs mount": 2, "layerfs status": 2, "layerfs umount /none": 3,
 		"layerfs mount -o nonsense=1 m": 2, "layerfs -o lowerdir=l": 1, "layerfs m": 1, "mount.layerfs none": 1,
 		"layerfs status --json /": 3, "fuse-overlayfs diff": 1, "layerfs changes": 2,
 	} {
@@ -197,6 +197,27 @@ func TestInMount(t *testing.T) {
 	for path, want := range map[string]string{"/m/a/b": "a/b", "/m": "", "a/b": "a/b", "/mother": "/mother", "/etc": "/etc"} {
 		if got := inMount("/m", path); got != want {
 			t.Errorf("%s: got %q, want %q", path, got, want)
+		}
+	}
+}
+
+// Only what kernel overlay has too, or does not need, leaves the choice.
+func TestOnlyFUSE(t *testing.T) {
+	for opts, want := range map[string]string{
+		"lowerdir=l,upperdir=u,workdir=w,userxattr,index=on,ro,noatime,lazytime,xino=auto,x-y": "",
+		"lowerdir=l,fsync=0,copyup=full,whiteout=overlay,redirect_dir=off,udba=none":           "",
+		"lowerdir=l,fsync=strict":   "fsync=strict",
+		"lowerdir=l,whiteout=xattr": "whiteout=xattr",
+		"lowerdir=l,timeout=1":      "timeout=1",
+		"lowerdir=l,sync":           "sync",
+		"lowerdir=l,noacl":          "noacl",
+	} {
+		s, err := parseOptions(true, []string{opts})
+		if err != nil {
+			t.Fatalf("%q: %v", opts, err)
+		}
+		if got := strings.Join(s.only, " "); got != want {
+			t.Errorf("%q: only FUSE has %q, not %q", opts, got, want)
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/layerfs/layerfs/blockstore"
 	"github.com/layerfs/layerfs/blockstore/client"
 	"github.com/layerfs/layerfs/internal/errs"
+	"github.com/layerfs/layerfs/internal/units"
 )
 
 var poolCommands = map[string]func(args []string) error{
@@ -172,23 +173,23 @@ func printStatus(dir string, s *blockstore.Status) {
 	if err != nil {
 		abs = dir
 	}
-	blocks := func(n uint64) string { return humanSize(int64(n) * s.BlockSize) }
+	blocks := func(n uint64) string { return units.Decimal(int64(n) * s.BlockSize) }
 	minFree := uint64(s.Options.MinFree) * s.Blocks / 100
 	lines := [][2]string{
 		{"Pool Name", filepath.Base(abs)},
-		{"Pool Blocksize", humanSize(s.BlockSize)},
+		{"Pool Blocksize", units.Decimal(s.BlockSize)},
 		{"Data file", filepath.Join(abs, "data")},
 		{"Metadata file", filepath.Join(abs, "index")},
 		{"Data Space Used", blocks(s.Used)},
 		{"Data Space Total", blocks(s.Blocks)},
 		{"Data Space Available", blocks(s.Available)},
-		{"Metadata Space Used", humanSize(s.IndexBytes)},
-		{"Metadata Space Total", humanSize(s.MetadataTotal())},
-		{"Metadata Space Available", humanSize(s.HostFree)},
+		{"Metadata Space Used", units.Decimal(s.IndexBytes)},
+		{"Metadata Space Total", units.Decimal(s.MetadataTotal())},
+		{"Metadata Space Available", units.Decimal(s.HostFree)},
 		{"Thin Pool Minimum Free Space", blocks(minFree)},
 		{"Mode", modeText(s)},
 		{"Devices", fmt.Sprint(s.Devices)},
-		{"Virtual Space Total", fmt.Sprintf("%s (%.4g times the pool)", humanSize(s.Virtual), float64(s.Virtual)/float64(s.Blocks)/float64(s.BlockSize))},
+		{"Virtual Space Total", fmt.Sprintf("%s (%.4g times the pool)", units.Decimal(s.Virtual), float64(s.Virtual)/float64(s.Blocks)/float64(s.BlockSize))},
 		{"Transaction Id", fmt.Sprint(s.Txid)},
 		{"Low Water Mark", blocks(s.Options.LowWater)},
 		{"Waiting To Be Punched", blocks(s.Pending)},

@@ -17,14 +17,21 @@ func cmdStatus(args []string) error {
 	if done, err := c.parse(args, 1, 1); done || err != nil {
 		return err
 	}
-	var status json.RawMessage
-	if err := control.Call(c.Arg(0), "status", nil, &status); err != nil {
+	status, err := statusOf(c.Arg(0))
+	if err != nil {
 		return err
 	}
 	if c.json {
 		return printJSON(status)
 	}
 	return printFields(status)
+}
+
+func statusOf(mountpoint string) (status json.RawMessage, err error) {
+	if live, ok := kernelMount(mountpoint); ok {
+		return json.Marshal(kernelStatus(live))
+	}
+	return status, control.Call(mountpoint, "status", nil, &status)
 }
 
 func cmdBranches(args []string) error {
@@ -46,6 +53,9 @@ func cmdBranches(args []string) error {
 }
 
 func branchesOf(mountpoint string) ([]fs.BranchInfo, error) {
+	if live, ok := kernelMount(mountpoint); ok {
+		return kernelBranches(live)
+	}
 	var list []fs.BranchInfo
 	return list, control.Call(mountpoint, "branches", nil, &list)
 }
@@ -63,8 +73,8 @@ func cmdTrace(args []string) error {
 	if done, err := c.parse(args, 2, 2); done || err != nil {
 		return err
 	}
-	var trace fs.Trace
-	if err := control.Call(c.Arg(0), "trace", inMount(c.Arg(0), c.Arg(1)), &trace); err != nil {
+	trace, err := traceOf(c.Arg(0), inMount(c.Arg(0), c.Arg(1)))
+	if err != nil {
 		return err
 	}
 	if c.json {
@@ -74,6 +84,13 @@ func cmdTrace(args []string) error {
 		fmt.Println(line)
 	}
 	return nil
+}
+
+func traceOf(mountpoint, path string) (trace fs.Trace, err error) {
+	if live, ok := kernelMount(mountpoint); ok {
+		return kernelTrace(live, path)
+	}
+	return trace, control.Call(mountpoint, "trace", path, &trace)
 }
 
 // inMount returns path relative to the root of the mount. People also give

@@ -77,6 +77,9 @@ func remount(mountpoint string, options []string, strict bool) error {
 	if strict && !flags && len(list) == 0 {
 		return errs.New(errs.Usage, "remount: -o names no change (see `layerfs remount --help`)")
 	}
+	if _, ok := kernelMount(mountpoint); ok {
+		return errs.New(errs.Unsupported, "remount: %s is an overlay of the kernel, which takes no changes: mount it with backend=fuse", mountpoint)
+	}
 	path, err := absolute(mountpoint)
 	if err != nil {
 		return err

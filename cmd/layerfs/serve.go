@@ -33,10 +33,12 @@ const (
 type session struct {
 	mountpoint string
 	launcher   *launcher // nil when no pool will be needed
+	why        string    // this backend
 	fs         *fs.FS
 	conn       *fusedev.Conn
 	log        *log.Logger
 	ended      chan error // what the request loop returned
+	shared     bool       // the process serves other mounts too
 }
 
 // serve mounts, calls ready and handles requests until the unmount.
@@ -111,7 +113,7 @@ func (inv *invocation) open() (*session, error) {
 	}
 	f.SetNotifier(conn)
 	conn.Gate = f
-	s := &session{inv.mountpoint, launch, f, conn, logger, make(chan error, 1)}
+	s := &session{mountpoint: inv.mountpoint, launcher: launch, why: inv.why, fs: f, conn: conn, log: logger, ended: make(chan error, 1)}
 	go func() { s.ended <- conn.Serve(f, fuseOpts) }()
 	return s, nil
 }
@@ -135,8 +137,12 @@ func (s *session) listen() *control.Listener {
 // answer carries out a command from the control channel.
 func (s *session) answer(cmd string, args json.RawMessage, files []*os.File) (any, error) {
 	switch cmd {
+	case "shared":
+		return s.shared, nil
 	case "status":
-		return s.fs.Status(), nil
+		status := s.fs.Status()
+		status.Why = s.why
+		return status, nil
 	case "branches":
 		return s.fs.Branches(), nil
 	case "trace":

@@ -43,12 +43,19 @@ type settings struct {
 
 	timeout *time.Duration
 	udba    string
+
+	backend  string   // auto, fuse or overlay
+	only     []string // options given that kernel overlay does not have
+	index    bool     // for kernel overlay; the FUSE union keeps hard links in any case
+	metacopy bool     // for kernel overlay alone
+	redirect bool     // redirect_dir=on was given
 }
 
 func newSettings(strict bool) *settings {
 	return &settings{
 		strict:   strict,
 		whiteout: "auto",
+		backend:  "auto",
 		fsName:   "layerfs",
 		subtype:  "layerfs",
 		fs:       fs.Options{RedirectDir: true, Threshold: fs.DefaultThreshold},

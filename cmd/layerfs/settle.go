@@ -17,6 +17,7 @@ import (
 	"github.com/layerfs/layerfs/internal/control"
 	"github.com/layerfs/layerfs/internal/errs"
 	"github.com/layerfs/layerfs/internal/sys"
+	"github.com/layerfs/layerfs/internal/units"
 	"github.com/layerfs/layerfs/whiteout"
 )
 
@@ -64,7 +65,7 @@ func cmdSettle(args []string) error {
 		for _, line := range status.Failed {
 			fmt.Println("left:", line)
 		}
-		fmt.Printf("%d of %d files settled, %s copied\n", status.Done-len(status.Failed), status.Files, humanSize(status.Copied))
+		fmt.Printf("%d of %d files settled, %s copied\n", status.Done-len(status.Failed), status.Files, units.Decimal(status.Copied))
 		if status.Directories > 0 {
 			fmt.Printf("%d renamed directories settled\n", status.Directories)
 		}
@@ -96,7 +97,7 @@ func settleMount(mountpoint string) (status fs.SettleStatus, err error) {
 	if err := control.Call(mountpoint, "settle", nil, nil); err != nil {
 		return status, err
 	}
-	show := newProgress()
+	show := newSettleLine()
 	defer show.end()
 	for {
 		if err := control.Call(mountpoint, "settle status", nil, &status); err != nil {
@@ -110,24 +111,24 @@ func settleMount(mountpoint string) (status fs.SettleStatus, err error) {
 	}
 }
 
-// progress is a line on a terminal that is written again and again.
-type progress struct {
+// settleLine is a line on a terminal that is written again and again.
+type settleLine struct {
 	out  io.Writer // nil when stderr is none
 	long int
 }
 
-func newProgress() *progress {
+func newSettleLine() *settleLine {
 	if _, err := unix.IoctlGetTermios(2, unix.TCGETS); err != nil {
-		return &progress{}
+		return &settleLine{}
 	}
-	return &progress{out: os.Stderr}
+	return &settleLine{out: os.Stderr}
 }
 
-func (p *progress) line(s fs.SettleStatus) {
+func (p *settleLine) line(s fs.SettleStatus) {
 	if p.out == nil {
 		return
 	}
-	text := fmt.Sprintf("%d/%d files, %s of %s  %s", s.Done, s.Files, humanSize(s.Copied), humanSize(s.Bytes), s.Path)
+	text := fmt.Sprintf("%d/%d files, %s of %s  %s", s.Done, s.Files, units.Decimal(s.Copied), units.Decimal(s.Bytes), s.Path)
 	if len(text) > 100 {
 		text = text[:97] + "..."
 	}
@@ -135,7 +136,7 @@ func (p *progress) line(s fs.SettleStatus) {
 	p.long = len(text)
 }
 
-func (p *progress) end() {
+func (p *settleLine) end() {
 	if p.out != nil && p.long > 0 {
 		fmt.Fprintf(p.out, "\r%s\r", strings.Repeat(" ", p.long))
 	}
@@ -161,7 +162,7 @@ func (u *offlineUpper) settle() (status fs.SettleStatus, err error) {
 	if err != nil {
 		return status, err
 	}
-	show := newProgress()
+	show := newSettleLine()
 	done := make(chan struct{})
 	var failed error
 	go func() {

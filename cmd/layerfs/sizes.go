@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"math"
 	"strconv"
 	"strings"
@@ -45,14 +44,4 @@ func optionalPercent(s string) (int, error) {
 		return 0, nil
 	}
 	return parsePercent(s)
-}
-
-// humanSize writes bytes as `docker info` does: four digits, powers of 1000.
-func humanSize(n int64) string {
-	v := float64(n)
-	units := []string{"B", "kB", "MB", "GB", "TB", "PB", "EB"}
-	for v >= 1000 && len(units) > 1 {
-		v, units = v/1000, units[1:]
-	}
-	return fmt.Sprintf("%.4g%s", v, units[0])
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/layerfs/layerfs/blockstore/client"
 	"github.com/layerfs/layerfs/blockstore/volume"
 	"github.com/layerfs/layerfs/internal/errs"
+	"github.com/layerfs/layerfs/internal/units"
 )
 
 var thinCommands = map[string]func(args []string) error{
@@ -110,8 +111,8 @@ func thinList(args []string) error {
 		w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(w, "ID\tNAME\tSIZE\tMAPPED\tEXCLUSIVE\tPARENT")
 		for _, d := range list {
-			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\n", d.ID, d.Name, humanSize(d.Size),
-				humanSize(int64(d.Mapped)*st.BlockSize), humanSize(int64(d.Exclusive)*st.BlockSize), dash(d.Parent))
+			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\n", d.ID, d.Name, units.Decimal(d.Size),
+				units.Decimal(int64(d.Mapped)*st.BlockSize), units.Decimal(int64(d.Exclusive)*st.BlockSize), dash(d.Parent))
 		}
 		return w.Flush()
 	})
@@ -179,7 +180,7 @@ func thinResize(args []string) error {
 			return err
 		}
 		if size < d.Size && !*shrink {
-			return errs.New(errs.Usage, "thin resize: %s is smaller than the %s that %q has; what is beyond would be lost (--shrink does it)", humanSize(size), humanSize(d.Size), d.Name)
+			return errs.New(errs.Usage, "thin resize: %s is smaller than the %s that %q has; what is beyond would be lost (--shrink does it)", units.Decimal(size), units.Decimal(d.Size), d.Name)
 		}
 		return whileBusy(func() error { return p.Resize(c.Arg(1), size) })
 	})

@@ -8,6 +8,7 @@ import (
 	"github.com/layerfs/layerfs/internal/control"
 	"github.com/layerfs/layerfs/internal/errs"
 	"github.com/layerfs/layerfs/internal/fusedev"
+	"github.com/layerfs/layerfs/kernelbackend"
 )
 
 // daemonTime is how long umount waits for the daemon's end.
@@ -23,18 +24,42 @@ func cmdUmount(args []string) error {
 	if err != nil {
 		return err
 	}
+	if _, ok := kernelMount(mountpoint); ok {
+		return kernelbackend.UnmountOverlay(mountpoint, *lazy)
+	}
 	if err := isFuse(mountpoint); err != nil {
 		return err
 	}
+	return unmountFuse(mountpoint, *lazy)
+}
+
+// unmountFuse unmounts and, unless that is to be lazy, waits until the daemon has
+// given back what it held: the caller may want to remove or mount the branches next.
+func unmountFuse(mountpoint string, lazy bool) error {
 	control.Forget(mountpoint) // of a daemon that was killed
+	var shared bool
+	_ = control.Call(mountpoint, "shared", nil, &shared) // false when there is no answer
+	dev, _ := control.Dev(mountpoint)
 	daemon := watchDaemon(mountpoint)
-	if err := fusedev.Unmount(mountpoint, *lazy); err != nil {
+	if err := fusedev.Unmount(mountpoint, lazy); err != nil {
 		return err
 	}
-	if daemon >= 0 && !*lazy {
+	switch {
+	case daemon < 0 || lazy:
+	case shared:
+		unix.Close(daemon)
+		awaitSession(dev)
+	default:
 		awaitEnd(daemon)
 	}
 	return nil
+}
+
+// awaitSession waits until a process that serves other mounts too has let this one go.
+func awaitSession(dev uint64) {
+	for until := time.Now().Add(daemonTime); control.Served(dev) && time.Now().Before(until); {
+		time.Sleep(2 * time.Millisecond)
+	}
 }
 
 // isFuse keeps us from unmounting somebody else's file system. A dead
@@ -66,8 +91,7 @@ func watchDaemon(mountpoint string) int {
 	return fd
 }
 
-// awaitEnd waits until the daemon has given back what it held: the caller
-// may want to remove or mount the branches next.
+// awaitEnd waits for the end of the daemon.
 func awaitEnd(pidfd int) {
 	defer unix.Close(pidfd)
 	until := time.Now().Add(daemonTime)

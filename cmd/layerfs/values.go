@@ -54,6 +54,22 @@ func setWhiteout(s *settings, value string) error {
 	return nil
 }
 
+func setBackend(s *settings, value string) error {
+	if !contains([]string{"auto", "fuse", "overlay"}, value) {
+		return badValue("use auto, fuse or overlay")
+	}
+	s.backend = value
+	return nil
+}
+
+// switchOf is an option of kernel overlay: NAME=on|off, or the name alone.
+func switchOf(set func(s *settings, on bool)) func(*settings, string) error {
+	return func(s *settings, value string) error {
+		set(s, value == "on" || value == "")
+		return nil
+	}
+}
+
 func setUDBA(s *settings, value string) error {
 	switch value {
 	case "none", "reval", "notify":
@@ -95,6 +111,7 @@ func setOpaque(s *settings, value string) error {
 // setRedirect also takes the values of kernel overlay: what was redirected
 // is always followed, the question is only whether to redirect.
 func setRedirect(s *settings, value string) error {
+	s.redirect = value == "on"
 	switch value {
 	case "on":
 		s.fs.RedirectDir = true

@@ -21,25 +21,44 @@ const fuseMagic = 0x65735546
 // what the answer is decoded into, or nil. The files go with the request, in
 // their order: MaxFiles at most.
 func Call(mountpoint, cmd string, args, reply any, files ...*os.File) error {
-	if len(files) > MaxFiles {
-		return errs.New(errs.Usage, "%s: %d directories at once are too many, %d is the limit", cmd, len(files), MaxFiles)
-	}
 	conn, err := dial(mountpoint)
 	if err != nil {
 		return err
 	}
+	return ask(conn, "the daemon of "+mountpoint, cmd, args, reply, files)
+}
+
+// CallAt is Call on a channel that ListenAt has opened. Where nobody listens, it is
+// os.ErrNotExist or ECONNREFUSED.
+func CallAt(path, cmd string, args, reply any) error {
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return err
+	}
+	if err := trusted(conn, os.Geteuid()); err != nil {
+		conn.Close()
+		return err
+	}
+	return ask(conn, "the process at "+path, cmd, args, reply, nil)
+}
+
+// ask sends one request to whom and reads the answer; conn is closed.
+func ask(conn *net.UnixConn, whom, cmd string, args, reply any, files []*os.File) error {
 	defer conn.Close()
+	if len(files) > MaxFiles {
+		return errs.New(errs.Usage, "%s: %d directories at once are too many, %d is the limit", cmd, len(files), MaxFiles)
+	}
 	data, err := encode(cmd, args)
 	if err != nil {
 		return err
 	}
 	conn.SetDeadline(time.Now().Add(deadline))
 	if _, _, err := conn.WriteMsgUnix(data, rights(files), nil); err != nil {
-		return fmt.Errorf("asking the daemon of %s: %w", mountpoint, err)
+		return fmt.Errorf("asking %s: %w", whom, err)
 	}
 	var answer response
 	if err := json.NewDecoder(io.LimitReader(conn, maxReply)).Decode(&answer); err != nil {
-		return fmt.Errorf("the daemon of %s gave no answer: %w", mountpoint, err)
+		return fmt.Errorf("%s gave no answer: %w", whom, err)
 	}
 	if err := answer.err(); err != nil {
 		return err
@@ -48,6 +67,15 @@ func Call(mountpoint, cmd string, args, reply any, files ...*os.File) error {
 		return nil
 	}
 	return json.Unmarshal(answer.Reply, reply)
+}
+
+// Served reports whether the mount with the device number dev still has its channel.
+func Served(dev uint64) bool {
+	conn, err := dialDev(dev)
+	if err == nil {
+		conn.Close()
+	}
+	return err == nil
 }
 
 func encode(cmd string, args any) ([]byte, error) {

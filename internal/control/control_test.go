@@ -28,7 +28,7 @@ func listen(t *testing.T, h Handler) *Listener {
 }
 
 // exchange sends raw bytes to the listener and returns the answer.
-func exchange(t *testing.T, data string) response {
+func converse(t *testing.T, data string) response {
 	t.Helper()
 	conn, err := dialDev(testDev)
 	if err != nil {
@@ -57,17 +57,17 @@ func TestExchange(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r := exchange(t, string(req)); string(r.Reply) != `{"a":1}` || r.err() != nil {
+	if r := converse(t, string(req)); string(r.Reply) != `{"a":1}` || r.err() != nil {
 		t.Errorf("got %+v", r)
 	}
-	r := exchange(t, `{"cmd":"dinner"}`)
+	r := converse(t, `{"cmd":"dinner"}`)
 	if err := r.err(); errs.Of(err) != errs.Busy || err.Error() != "no dinner today" {
 		t.Errorf("the class was lost: %v", err)
 	}
-	if r := exchange(t, `{"cmd":"panic"}`); r.err() == nil {
+	if r := converse(t, `{"cmd":"panic"}`); r.err() == nil {
 		t.Error("a panic was answered with success")
 	}
-	if r := exchange(t, `{"cmd":"echo","args":"`+strings.Repeat("x", maxRequest)); errs.Of(r.err()) != errs.Usage {
+	if r := converse(t, `{"cmd":"echo","args":"`+strings.Repeat("x", maxRequest)); errs.Of(r.err()) != errs.Usage {
 		t.Errorf("too large: %v", r.err())
 	}
 	if fi, err := os.Stat(l.Path()); err != nil || fi.Mode().Perm() != 0o600 {
@@ -99,7 +99,7 @@ func TestStale(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if r := exchange(t, `{"cmd":"x"}`); string(r.Reply) != "1" {
+	if r := converse(t, `{"cmd":"x"}`); string(r.Reply) != "1" {
 		t.Errorf("got %+v", r)
 	}
 }

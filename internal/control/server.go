@@ -48,7 +48,12 @@ func listenIn(dir string, dev uint64, h Handler) (*Listener, error) {
 	if err := usable(dir); err != nil {
 		return nil, err
 	}
-	path := filepath.Join(dir, socketName(dev))
+	return ListenAt(filepath.Join(dir, socketName(dev)), h)
+}
+
+// ListenAt opens a channel at a path of its own, in a directory that only its owner
+// can enter. A socket that is there is replaced.
+func ListenAt(path string, h Handler) (*Listener, error) {
 	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
 		return nil, err
 	}

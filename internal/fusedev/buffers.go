@@ -3,9 +3,11 @@ package fusedev
 import (
 	"math/bits"
 	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -22,26 +24,87 @@ const (
 	maxClass = 24
 )
 
-// inputPool hands out buffers for requests.
-type inputPool struct{ pool sync.Pool }
-
-func newInputPool(maxWrite int) *inputPool {
-	size := max(maxWrite+pageSize, minInput)
-	p := &inputPool{}
-	p.pool.New = func() any {
-		// The data of a WRITE begins after its header. It is put at a page
-		// boundary, so that it can be passed on to an O_DIRECT file.
-		buf := make([]byte, size+2*pageSize)
-		data := uintptr(unsafe.Pointer(&buf[0])) + unsafe.Sizeof(fuse.WriteIn{})
-		skip := int(-data & (pageSize - 1))
-		buf = buf[skip : skip+size]
-		return &buf
-	}
-	return p
+// input is a buffer for requests. It is not of Go's heap: what the kernel has not
+// written to takes no memory, so that readers who wait cost little, however large a
+// request might be.
+type input struct {
+	memory []byte // the mapping
+	buf    []byte // of the size that was asked for
+	used   int    // the largest request that was read into it
 }
 
-func (p *inputPool) get() *[]byte  { return p.pool.Get().(*[]byte) }
-func (p *inputPool) put(b *[]byte) { p.pool.Put(b) }
+const (
+	// With more connections than this, a process gives back what large requests
+	// have used at once; with fewer it keeps it for the next one.
+	fewConns = 8
+	// keptInputs is how many unused buffers keep what small requests have used.
+	keptInputs = 16
+	// smallInput is what readers may keep in any case.
+	smallInput = 64 << 10
+)
+
+// conns is how many connections this process serves.
+var conns atomic.Int32
+
+// inputPool hands out buffers for requests, of one size, to all connections of
+// the process.
+type inputPool struct {
+	size int
+	mu   sync.Mutex
+	free []*input // protected by mu
+}
+
+// inputPools are the pools by size.
+var inputPools sync.Map
+
+func inputPoolFor(maxWrite int) *inputPool {
+	size := max(maxWrite+pageSize, minInput)
+	p, _ := inputPools.LoadOrStore(size, &inputPool{size: size})
+	return p.(*inputPool)
+}
+
+func (p *inputPool) get() (*input, error) {
+	p.mu.Lock()
+	if last := len(p.free) - 1; last >= 0 {
+		in := p.free[last]
+		p.free = p.free[:last]
+		p.mu.Unlock()
+		return in, nil
+	}
+	p.mu.Unlock()
+	memory, err := unix.Mmap(-1, 0, p.size+2*pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE|unix.MAP_NORESERVE)
+	if err != nil {
+		return nil, err
+	}
+	// The data of a WRITE begins after its header. It is put at a page boundary,
+	// so that it can be passed on to an O_DIRECT file.
+	skip := pageSize - int(unsafe.Sizeof(fuse.WriteIn{}))
+	return &input{memory: memory, buf: memory[skip : skip+p.size]}, nil
+}
+
+// put takes a buffer back. It is never unmapped: whoever kept a reference by mistake
+// would take the process down.
+func (p *inputPool) put(in *input) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if in.used > smallInput || len(p.free) >= keptInputs {
+		in.release()
+	}
+	p.free = append(p.free, in)
+}
+
+// rest is called before a reader waits for the next request.
+func (in *input) rest() {
+	if in.used > smallInput && conns.Load() > fewConns {
+		in.release()
+	}
+}
+
+// release gives the memory back to the kernel.
+func (in *input) release() {
+	_ = unix.Madvise(in.memory, unix.MADV_DONTNEED)
+	in.used = 0
+}
 
 // outputPools hold buffers for answers: class i has room for 1<<i bytes of
 // payload.

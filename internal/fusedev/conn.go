@@ -71,7 +71,9 @@ func (c *Conn) Serve(fs fuse.RawFileSystem, opts *fuse.MountOptions) error {
 	}
 	c.log = o.Logger
 	c.server = fuse.NewProtocolServer(fs, &o)
-	c.input = newInputPool(o.MaxWrite)
+	c.input = inputPoolFor(o.MaxWrite)
+	conns.Add(1)
+	defer conns.Add(-1)
 
 	c.start()
 	err := <-c.ended

@@ -39,16 +39,25 @@ type reader struct {
 
 func (r *reader) run() {
 	c := r.conn
-	in := c.input.get()
 	defer func() {
-		c.input.put(in)
 		c.mu.Lock()
 		delete(c.readers, r)
 		c.mu.Unlock()
 		c.gone.Done()
 	}()
+	in, err := c.input.get()
+	if err != nil {
+		c.log.Printf("a buffer for requests: %v", err)
+		if c.idle.Add(-1) == 0 {
+			c.end(fmt.Errorf("no memory for requests: %w", err))
+		}
+		return
+	}
+	defer c.input.put(in)
 	for {
-		msg, ok := r.next(*in)
+		in.rest()
+		msg, ok := r.next(in.buf)
+		in.used = max(in.used, len(msg))
 		left := c.idle.Add(-1)
 		if !ok {
 			return

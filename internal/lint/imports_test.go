@@ -35,11 +35,13 @@ var rooms = map[string][]string{
 // owners says which packages may use a module from outside; a trailing slash
 // means everything below.
 var owners = map[string][]string{
-	"github.com/hanwen/go-fuse":     {"fs", "blockstore/fusefile", "internal/fusedev", "cmd/", "tests/", "tests"},
-	"github.com/dgraph-io/badger":   {"blockstore"},
-	"github.com/spf13/pflag":        {"cmd/"},
-	"github.com/klauspost/compress": {"layers/oci"},
-	"github.com/stretchr/testify":   {"tests/", "tests"}, // elsewhere in tests only
+	"github.com/hanwen/go-fuse":      {"fs", "blockstore/fusefile", "internal/fusedev", "cmd/", "tests/", "tests"},
+	"github.com/dgraph-io/badger":    {"blockstore"},
+	"github.com/spf13/pflag":         {"cmd/"},
+	"github.com/klauspost/compress":  {"layers/oci"},
+	"go.etcd.io/bbolt":               {"layers"},
+	"github.com/schollz/progressbar": {"cmd/"},
+	"github.com/stretchr/testify":    {"tests/", "tests"}, // elsewhere in tests only
 }
 
 type pkg struct {

@@ -18,13 +18,25 @@ const (
 	LinksAttr  = "layerfs.links"  // on the root: some files have link records
 	OriginAttr = "layerfs.origin" // 8 bytes, big endian: the inode number shown
 	LinkAttr   = "layerfs.link"   // a Link
+	KernelAttr = "layerfs.kernel" // on the root: which features of kernel overlay it was written with that nothing else reads, "metacopy index"
 )
+
+// TrustedHint, on the root, is a copy of a format record that lies in trusted.
+// attributes, for those who cannot see these.
+const TrustedHint = "user.layerfs.trusted"
+
+// KeepDir is the directory in a work directory where what follows lies.
+const KeepDir = "layerfs"
+
+// KernelVolatile is the mark that kernel overlay leaves in a work directory.
+const KernelVolatile = "work/incompat/volatile"
 
 // Names in WORKDIR/layerfs.
 const (
 	LinksDir     = "links"    // the link index
 	LiveMark     = "live"     // from the mount until its clean end
-	VolatileMark = "volatile" // from a volatile mount until its clean end: after a crash what was never synced may be missing
+	VolatileMark = "volatile" // from a volatile mount until its clean end: after a crash what was never synced may be missing. Of a kernel mount: the boot during which that would be no loss
+	LowersList   = "lowers"   // the lowers of a kernel mount which the table of mounts does not name, each ended by a zero byte
 	RenamePrefix = "rename"   // Renames that take two steps
 )
 

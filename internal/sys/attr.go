@@ -30,7 +30,7 @@ func ChmodAt(dirfd int, name string, mode uint32) error {
 	if st.Type() == unix.S_IFLNK {
 		return unix.EOPNOTSUPP
 	}
-	return retry("chmod", func() error { return unix.Chmod(procPath(fd), mode) })
+	return retry("chmod", func() error { return unix.Chmod(ProcPath(fd), mode) })
 }
 
 // ChownAt sets the owner of name in dirfd (dirfd itself when name is
@@ -55,7 +55,7 @@ func UtimesAt(dirfd int, name string, atime, mtime unix.Timespec) error {
 	ts := []unix.Timespec{atime, mtime}
 	if name == "" {
 		// utimensat takes AT_EMPTY_PATH since 5.8 only; the magic link works for O_PATH too.
-		return retry("utimesnanoat", func() error { return unix.UtimesNanoAt(unix.AT_FDCWD, procPath(dirfd), ts, 0) })
+		return retry("utimesnanoat", func() error { return unix.UtimesNanoAt(unix.AT_FDCWD, ProcPath(dirfd), ts, 0) })
 	}
 	return retry("utimesnanoat", func() error { return unix.UtimesNanoAt(dirfd, name, ts, unix.AT_SYMLINK_NOFOLLOW) })
 }

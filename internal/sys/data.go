@@ -19,7 +19,7 @@ func CopyData(dst, src int, size int64) error {
 		return err
 	}
 	if uint64(size) >= st.Size {
-		if Clone(dst, src) == nil {
+		if Reflink(dst, src) == nil {
 			return nil
 		}
 		size = int64(st.Size)
@@ -37,8 +37,8 @@ func CopyData(dst, src int, size int64) error {
 	return Ftruncate(dst, size)
 }
 
-// Clone makes the empty file dst share all content of src.
-func Clone(dst, src int) error {
+// Reflink makes the file dst share the data of the file src.
+func Reflink(dst, src int) error {
 	return retry("ficlone", func() error { return unix.IoctlFileClone(dst, src) })
 }
 
@@ -229,4 +229,20 @@ func Handle(dirfd int, name string) ([]byte, error) {
 	}
 	t := h.Type()
 	return append([]byte{byte(t), byte(t >> 8), byte(t >> 16), byte(t >> 24)}, h.Bytes()...), nil
+}
+
+// FlockWait takes a lock on the open file fd (LOCK_EX or LOCK_SH) and waits for it.
+func FlockWait(fd, how int) error {
+	return retry("flock", func() error { return unix.Flock(fd, how) })
+}
+
+// LockByte locks the byte at off of the open file fd without waiting, for the open
+// file description rather than the process (fcntl(2), F_OFD_SETLK); EAGAIN when
+// somebody else has it.
+func LockByte(fd int, off int64, exclusive bool) error {
+	l := unix.Flock_t{Type: unix.F_RDLCK, Whence: unix.SEEK_SET, Start: off, Len: 1}
+	if exclusive {
+		l.Type = unix.F_WRLCK
+	}
+	return retry("fcntl", func() error { return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &l) })
 }

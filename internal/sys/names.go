@@ -28,7 +28,7 @@ func Link(olddir int, oldname string, newdir int, newname string) error {
 // LinkFd gives the open file fd, which may have no name, the name newname.
 func LinkFd(fd int, newdir int, newname string) error {
 	return retry("linkat", func() error {
-		return unix.Linkat(unix.AT_FDCWD, procPath(fd), newdir, newname, unix.AT_SYMLINK_FOLLOW)
+		return unix.Linkat(unix.AT_FDCWD, ProcPath(fd), newdir, newname, unix.AT_SYMLINK_FOLLOW)
 	})
 }
 

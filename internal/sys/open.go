@@ -24,6 +24,10 @@ func retry(op string, fn func() error) error {
 	}
 }
 
+// Step counts as the system call op, for tests that make such calls fail or kill the
+// process before them: for what a library is about to do to the disk.
+func Step(op string) error { return fault(op) }
+
 // OpenIn opens name below dirfd. The name may have several components; none
 // may be a symbolic link or a mount point (EXDEV).
 func OpenIn(dirfd int, name string, flags int, mode uint32) (int, error) {
@@ -93,18 +97,19 @@ func Dup(fd int) (dup int, err error) {
 	return dup, err
 }
 
-// procPath is the magic link of fd in /proc, for calls that take no O_PATH descriptor.
-func procPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+// ProcPath is the magic link of fd in /proc, for calls that take no O_PATH descriptor,
+// and for names that would be too long by their path.
+func ProcPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
 // procEntry is name below dirfd by way of /proc; the last component is not
 // followed by the l* calls.
 func procEntry(dirfd int, name string) string {
 	if name == "" || name == "." {
-		return procPath(dirfd)
+		return ProcPath(dirfd)
 	}
-	return procPath(dirfd) + "/" + name
+	return ProcPath(dirfd) + "/" + name
 }
 
 // PathOf returns where the directory fd is in the file system, as the kernel
 // knows it.
-func PathOf(fd int) (string, error) { return os.Readlink(procPath(fd)) }
+func PathOf(fd int) (string, error) { return os.Readlink(ProcPath(fd)) }

@@ -8,7 +8,7 @@ func Inotify() (fd int, err error) { return unix.InotifyInit1(unix.IN_CLOEXEC | 
 // Watch has inotify watch the directory dirfd, which may be an O_PATH handle.
 func Watch(inotify, dirfd int, mask uint32) (wd int32, err error) {
 	err = retry("inotify_add_watch", func() error {
-		n, err := unix.InotifyAddWatch(inotify, procPath(dirfd), mask)
+		n, err := unix.InotifyAddWatch(inotify, ProcPath(dirfd), mask)
 		wd = int32(n)
 		return err
 	})

@@ -21,6 +21,7 @@ const stageDir = whiteout.Prefix + ".wh.layerfs.apply"
 // Options of Apply.
 type Options struct {
 	Dialect string       // of whiteouts: "auto", "aufs", "overlay" or "xattr"
+	Whole   bool         // the directory is the whole tree, not a branch: what is deleted just goes
 	Warn    func(string) // told what could not be done and is left out
 }
 
@@ -33,7 +34,7 @@ func Apply(in io.Reader, dir string, o Options) error {
 		return errs.New(errs.Of(err), "directory %s: %w", dir, err)
 	}
 	defer sys.Close(root)
-	a := &applier{root: root, warn: o.Warn, owned: true, buf: make([]byte, 1<<20), pseudo: map[string]string{}}
+	a := &applier{root: root, whole: o.Whole, warn: o.Warn, owned: true, buf: make([]byte, 1<<20), pseudo: map[string]string{}}
 	if err := a.begin(o.Dialect); err != nil {
 		return errs.New(errs.Of(err), "directory %s: %w", dir, err)
 	}
@@ -56,6 +57,7 @@ func (a *applier) unpack(in io.Reader) error {
 type applier struct {
 	root, stage int
 	format      whiteout.Format
+	whole       bool // nothing is recorded of what is deleted
 	warn        func(string)
 	top         *node             // the root
 	next        int               // number of the next temporary
@@ -103,6 +105,9 @@ func (a *applier) prepare(dialect string) (err error) {
 		return err
 	}
 	_ = sys.RemoveXattr(a.stage, "", "system.posix_acl_default")
+	if a.whole {
+		return nil
+	}
 	if a.format, err = chooseFormat(a.root, a.stage, dialect); err != nil {
 		return err
 	}

@@ -22,19 +22,13 @@ const opaqueName = whiteout.OpaqueFile
 // xattrRecord is how PAX records of extended attributes begin.
 const xattrRecord = "SCHILY.xattr."
 
-// Diff writes the canonical layer of what uppers change in lowers, both top
-// first. warn is told what cannot be in a layer.
-func Diff(out io.Writer, uppers, lowers []string, warn func(string)) error {
-	return DiffOf(out, branches.Comparison{Uppers: uppers, Lowers: lowers}, warn)
-}
-
-// DiffOf is Diff for a comparison, which may say how stubs are read.
-func DiffOf(out io.Writer, cmp branches.Comparison, warn func(string)) error {
+// Diff writes the canonical layer of what cmp finds. warn is told what cannot
+// be in a layer.
+func Diff(out io.Writer, cmp branches.Comparison, warn func(string)) error {
 	buffered := bufio.NewWriterSize(out, 1<<20)
 	w := writer{tar: tar.NewWriter(buffered), warn: warn, buf: make([]byte, 256<<10)}
 	cmp.DeletedFirst = true
-	err := cmp.Run(w.change)
-	if err != nil {
+	if err := cmp.Run(w.change); err != nil {
 		return err
 	}
 	if err := w.tar.Close(); err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/layerfs/layerfs/branches"
 	"github.com/layerfs/layerfs/internal/errs"
 )
 
@@ -22,7 +23,7 @@ import (
 func diff(t testing.TB, up string, low ...string) (data []byte, warnings []string) {
 	t.Helper()
 	var b bytes.Buffer
-	require.NoError(t, Diff(&b, []string{up}, low, func(s string) { warnings = append(warnings, s) }))
+	require.NoError(t, Diff(&b, branches.Comparison{Uppers: []string{up}, Lowers: low}, func(s string) { warnings = append(warnings, s) }))
 	return b.Bytes(), warnings
 }
 
@@ -181,7 +182,7 @@ func TestMetacopyIsRefused(t *testing.T) {
 	up := t.TempDir()
 	write(t, up, "a=1")
 	require.NoError(t, unix.Lsetxattr(filepath.Join(up, "a"), "user.overlay.metacopy", nil, 0))
-	err := Diff(io.Discard, []string{up}, nil, func(string) {})
+	err := Diff(io.Discard, branches.Comparison{Uppers: []string{up}}, func(string) {})
 	require.ErrorContains(t, err, "/a: ")
 	require.Equal(t, errs.Unsupported, errs.Of(err))
 }

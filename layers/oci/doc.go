@@ -46,6 +46,8 @@
 //     wins, as in every tar. A directory over a directory replaces its
 //     attributes and keeps what is in it, anything else replaces all.
 //   - A character device 0:0 is overlay's whiteout and taken for one.
+//   - Where the directory is the whole tree and no branch (Options.Whole), what
+//     the layer deletes is removed, and nothing is recorded.
 //   - Attributes of directories are set at the end, with nothing left to
 //     change in them. What this user may not do (owners, devices, some
 //     attributes) is left out with a warning; set-user-id stays only with the owner.

@@ -37,24 +37,29 @@ var compressions = []struct{ magic, name string }{
 }
 
 func openInput(r io.Reader) (*input, error) {
-	b := bufio.NewReaderSize(r, 1<<20)
-	in := &input{stream: b, close: func() {}}
-	head, err := b.Peek(6)
-	if len(head) == 0 {
-		if err != nil && err != io.EOF {
-			return nil, readError(err)
-		}
-		return nil, errs.New(errs.Corrupt, "is empty: a tar was expected")
-	}
-	for _, c := range compressions {
-		if bytes.HasPrefix(head, []byte(c.magic)) {
-			if err := in.decompress(c.name); err != nil {
-				return nil, err
-			}
-		}
+	in, err := open(r)
+	if err != nil {
+		return nil, err
 	}
 	in.tar = tar.NewReader(in)
 	return in, nil
+}
+
+// compression returns the name of what b is compressed with, "" for nothing.
+func compression(b *bufio.Reader) (string, error) {
+	head, err := b.Peek(6)
+	if len(head) == 0 {
+		if err != nil && err != io.EOF {
+			return "", readError(err)
+		}
+		return "", errs.New(errs.Corrupt, "is empty: a tar was expected")
+	}
+	for _, c := range compressions {
+		if bytes.HasPrefix(head, []byte(c.magic)) {
+			return c.name, nil
+		}
+	}
+	return "", nil
 }
 
 func (in *input) decompress(name string) error {

@@ -132,6 +132,9 @@ func (a *applier) adopt(p *place, name string, st *sys.Stat) error {
 }
 
 func (a *applier) marksOf(fd int, k *node) error {
+	if a.whole {
+		return nil
+	}
 	m, err := whiteout.ReadMarks(fd, ".")
 	k.opaque = m.Opaque
 	return err
@@ -167,7 +170,7 @@ func (a *applier) makeDir(p *place, name string, h *tar.Header) error {
 		return err
 	}
 	if hides || p.child(name).deleted {
-		if err := a.format.SetOpaque(a.stage, tmp); err != nil {
+		if err := a.setOpaque(a.stage, tmp); err != nil {
 			return err
 		}
 		p.child(name).opaque = true
@@ -242,7 +245,7 @@ func (a *applier) delete(p *place, name string) error {
 	if err := sys.RemoveAll(p.fd, name); err != nil && err != unix.ENAMETOOLONG {
 		return err
 	}
-	if p.opaque {
+	if p.opaque || a.whole {
 		return nil // nothing lower shows in it
 	}
 	return a.record(p, name)
@@ -274,7 +277,14 @@ func (a *applier) hideBelow(p *place) error {
 		return nil
 	}
 	p.opaque = true
-	return a.format.SetOpaque(p.fd, ".")
+	return a.setOpaque(p.fd, ".")
+}
+
+func (a *applier) setOpaque(dirfd int, name string) error {
+	if a.whole {
+		return nil
+	}
+	return a.format.SetOpaque(dirfd, name)
 }
 
 // purge removes what is in p and not of the layer.

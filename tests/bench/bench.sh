@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# bench.sh [union] [branches] [blocks] [pool]: compares native, kernel overlay, layerfs, fuse-overlayfs and
+# bench.sh [union] [branches] [blocks] [pool] [containers]: compares native, kernel overlay, layerfs, fuse-overlayfs and
 # unionfs-fuse (those that are there) on a fresh ext4 in a loop device. The
 # tree is Debian's minbase (cached in $LAYERFS_CACHE); with LAYERFS_BENCH_SHORT=1
 # a smaller one made up on the spot, in one round. Then the same with 1 to 500
-# branches, files copied up by blocks, and thin devices against
-# qcow2 (tests/bench/pool). Root only: it needs the loop
+# branches, files copied up by blocks (tests/bench/blocks), thin devices against qcow2
+# (tests/bench/pool), and what containers cost
+# with each driver (tests/bench/containers). Root only: it needs the loop
 # device, kernel overlay and dropped caches.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -36,7 +37,7 @@ if [ -z "$short" ]; then
 	fi
 	tar -C "$D/fs/lower" -xf "$cache/minbase.tar"
 fi
-for what in "${@:-union branches blocks pool}"; do
+for what in "${@:-union branches blocks pool containers}"; do
 	for w in $what; do
 		case $w in
 		union) "$D/bench" -dir "$D/fs" -layerfs "$PWD/bin/layerfs" -rounds "${ROUNDS:-3}" ${short:+-short} ;;
@@ -50,6 +51,14 @@ for what in "${@:-union branches blocks pool}"; do
 			CGO_ENABLED=0 go build -o "$D/poolbench" ./tests/bench/pool
 			mkdir "$D/fs/pools"
 			"$D/poolbench" -dir "$D/fs/pools" -layerfs "$PWD/bin/layerfs" -rounds "${ROUNDS:-3}" ${short:+-short}
+			;;
+		containers)
+			CGO_ENABLED=0 go build -o "$D/containerbench" ./tests/bench/containers
+			truncate -s 4G "$D/btrfs.img"
+			mkfs.btrfs -q "$D/btrfs.img"
+			mkdir "$D/btrfs"
+			mount -o loop "$D/btrfs.img" "$D/btrfs"
+			"$D/containerbench" -dir "$D/fs" -btrfs "$D/btrfs" -tree "$D/fs/lower" -layerfs "$PWD/bin/layerfs" ${short:+-containers 20 -readers 3 -size 20}
 			;;
 		*) echo "bench.sh: nothing called $w" >&2; exit 2 ;;
 		esac

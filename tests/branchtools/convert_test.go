@@ -125,7 +125,7 @@ func TestConvertKilled(t *testing.T) {
 				n, states := 1+(i+j)%step, ""
 				for ; s.killed(n, seen, "convert", "--to", to, "--workdir", s.P("w"), s.P("u")); n += step {
 					require.Less(t, n, 500, "the conversion never ends")
-					r := s.Layerfs("mount", "-o", s.options("auto"), s.P("m"))
+					r := s.Layerfs("mount", "-o", "backend=fuse,"+s.options("auto"), s.P("m"))
 					if r.Code == 0 {
 						s.Adopt(s.P("m"), s.options("auto")).Unmount()
 						states += "m"

@@ -164,7 +164,7 @@ print(blob(json.load(open(blob(i["manifests"][0]["digest"])))["layers"][-1]["dig
 cp "$(blob "$D/b")" "$D/buildah.tar"
 
 echo "== layerfs"
-"$LAYERFS" mount -o "lowerdir=$D/base,upperdir=$D/u,workdir=$D/w" "$D/m"
+"$LAYERFS" mount -o "backend=fuse,lowerdir=$D/base,upperdir=$D/u,workdir=$D/w" "$D/m"
 steps "$D/m"
 "$LAYERFS" diff "$D/m" -o "$D/layerfs.tar"
 tree "$D/m" >"$D/merged.list"
@@ -229,7 +229,7 @@ tar -C "$D/ten" -cf "$D/ten.tar" .
 podman import -q "$D/ten.tar" localhost/ten:1 >/dev/null
 podman create -q --name ten localhost/ten:1 /bin/true >/dev/null
 echo changed >"$(podman mount ten)/d50/f50"
-"$LAYERFS" mount -o "lowerdir=$D/ten,upperdir=$D/u,workdir=$D/w" "$D/m"
+"$LAYERFS" mount -o "backend=fuse,lowerdir=$D/ten,upperdir=$D/u,workdir=$D/w" "$D/m"
 echo changed >"$D/m/d50/f50"
 millis() { # the median of five runs
 	for _ in 1 2 3 4 5; do

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # run-in-vm.sh DIR [DISK]...: boots Debian's cloud kernel in QEMU, without KVM,
 # and runs DIR/main in a copy of DIR there, as root: a script for busybox's sh,
-# which finds busybox, dmsetup and mke2fs. The raw images DISK are /dev/vda,
+# which finds busybox, dmsetup and mke2fs. Some modules are not loaded: /modules/NAME
+# lists the files to insmod for NAME. The raw images DISK are /dev/vda,
 # /dev/vdb and so on; what the guest writes to them stays. Its output and exit
 # status are the script's; 124 says that it took longer than $VM_SECONDS, 125
 # that the guest or its kernel failed.
@@ -13,6 +14,7 @@ export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
 
 CACHE=${VM_CACHE:-/var/tmp/layerfs-vm}
 MODULES="virtio_pci virtio_blk loop dm-thin-pool"
+LATER="fuse overlay xfs"
 
 die() {
 	echo "run-in-vm: $1" >&2
@@ -46,9 +48,21 @@ add() {
 
 pack() { (cd "$1" && find . | cpio -o -H newc -R 0:0 --quiet); }
 
+# modules ROOT LIST NAME... copies modules and those they need, and lists them.
+modules() {
+	local root=$1 list=$2 name module
+	shift 2
+	for name; do
+		modprobe -d "$CACHE/kernel" -S "$version" -D "$name" || die "the kernel has no $name"
+	done | awk '$1 == "insmod" && !seen[$2]++ {print $2}' | while read -r module; do
+		cp "$module" "$root/modules"
+		echo "${module##*/}" >>"$root/modules/$list"
+	done
+}
+
 # build_base makes the initramfs $base. Its name says what it was made with.
 build_base() {
-	local root version name module
+	local root version name
 	base=$CACHE/base-$(cat "$0" "$CACHE"/kernel/boot/config-* | sha256sum | head -c 16).cpio
 	[ ! -e "$base" ] || return 0
 	rm -rf "$CACHE"/base-* "$CACHE/root"
@@ -58,12 +72,9 @@ build_base() {
 	for name in busybox dmsetup mke2fs; do add "$root" "$name"; done
 	cp /etc/mke2fs.conf "$root/etc"
 	version=$(ls "$CACHE/kernel/lib/modules")
-	for name in $MODULES; do
-		modprobe -d "$CACHE/kernel" -S "$version" -D "$name" || die "the kernel has no $name"
-	done | awk '$1 == "insmod" && !seen[$2]++ {print $2}' | while read -r module; do
-		cp "$module" "$root/modules"
-		echo "${module##*/}" >>"$root/modules/order"
-	done
+	# shellcheck disable=SC2086 # words
+	modules "$root" order $MODULES
+	for name in $LATER; do modules "$root" "$name" "$name"; done
 	cat >"$root/init" <<-'INIT'
 		#!/bin/sh
 		export PATH=/bin DM_DISABLE_UDEV=1 # nobody else makes the nodes in /dev/mapper
@@ -107,7 +118,7 @@ drives=()
 for disk; do drives+=(-drive "if=virtio,file=$disk,format=raw,cache=unsafe,discard=unmap"); done
 # ttyS0 is the console and init's, ttyS1 the script's.
 timeout "${VM_SECONDS:-150}" qemu-system-x86_64 -nodefaults -no-user-config -display none -monitor none -no-reboot \
-	-M pc,usb=off,hpet=off -accel tcg -cpu max -m 512 \
+	-M pc,usb=off,hpet=off -accel tcg -cpu max -m "${VM_MEMORY:-512}" \
 	-kernel "$CACHE"/kernel/boot/vmlinuz-* -initrd "$W/initrd" \
 	-append "console=ttyS0 quiet panic=-1 nokaslr mitigations=off tsc=reliable no_timer_check random.trust_cpu=on" \
 	-serial "file:$W/console" -serial "file:$W/out" "${drives[@]}" </dev/null &

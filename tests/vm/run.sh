@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# run.sh: the proof in interop.sh, with the program $LAYERFS. Installs, as
-# root, the Debian packages that it lacks; what a virtual machine needs beside
-# them is kept in $VM_CACHE.
+# run.sh: the proofs in interop.sh and backends.sh, with the program $LAYERFS.
+# Installs, as root, the Debian packages that they lack; what a virtual machine
+# needs beside them is kept in $VM_CACHE.
 set -eu
 export VM_CACHE=${VM_CACHE:-/var/tmp/layerfs-vm}
 
@@ -21,4 +21,5 @@ elif [ -n "$missing" ]; then
 	echo "missing Debian packages: apt-get install$missing" >&2
 	exit 1
 fi
-exec "$(dirname "$0")/interop.sh"
+"$(dirname "$0")/backends.sh"
+"$(dirname "$0")/interop.sh"

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# devicemapper.sh [TEST]: the driver devicemapper on the kernel's dm-thin, in a virtual
+# machine with a Debian root on its first disk, which is kept in $VM_CACHE. The guest's
+# half is devicemapper-guest.sh. TEST is a pattern for the conformance suite.
+set -eu -o pipefail
+export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
+LAYERFS=$(realpath "${LAYERFS:-$(dirname "$0")/../../bin/layerfs}")
+here=$(cd "$(dirname "$0")" && pwd)
+CACHE=${VM_CACHE:-/var/tmp/layerfs-vm}
+start=$SECONDS
+
+# root makes the guest's root file system: a Debian with the tools that tests run.
+root() {
+	local packages=attr,dmsetup,e2fsprogs,kmod,lvm2,procps,thin-provisioning-tools,xfsprogs
+	rootfs=$CACHE/debian-$(echo "$packages" | sha256sum | head -c 8).tar
+	[ -e "$rootfs" ] && return
+	mmdebstrap --quiet --variant=minbase --include="$packages" --format=tar bookworm "$rootfs.new"
+	mv "$rootfs.new" "$rootfs"
+}
+
+T=$(mktemp -d /var/tmp/layerfs-devicemapper-XXXXXX)
+trap 'rm -rf "$T"' EXIT
+mkdir -p "$CACHE" "$T/guest" "$T/root/layerfs"
+root
+tar -C "$T/root" -xf "$rootfs"
+cp "$LAYERFS" "$T/root/layerfs/layerfs"
+cp "$here/steps.sh" "$here/devicemapper-steps.sh" "$T/root/layerfs"
+(
+	cd "$here/../.."
+	export CGO_ENABLED=0
+	go test -c -o "$T/root/layerfs/drivers.test" ./tests/drivers
+	go build -tags faults -o "$T/root/layerfs/layerfs-faults" ./cmd/layerfs
+)
+truncate -s 6G "$T/disk0"
+mkfs.ext4 -q -d "$T/root" "$T/disk0"
+rm -rf "$T/root"
+truncate -s 1G "$T/disk1"
+truncate -s 64M "$T/disk2"
+cp "$here/devicemapper-guest.sh" "$T/guest/main"
+echo "${1:-}" >"$T/guest/pattern"
+rc=0
+VM_MEMORY=1024 VM_SECONDS=${VM_SECONDS:-900} "$here/run-in-vm.sh" "$T/guest" "$T/disk0" "$T/disk1" "$T/disk2" || rc=$?
+[ "$rc" = 0 ] || { echo "FAILED  the guest: exit status $rc" && exit 1; }
+echo "ok: devicemapper ($((SECONDS - start)) s)"
