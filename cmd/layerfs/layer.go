@@ -69,7 +69,7 @@ func parseCompared(c *command, args []string) (in compared, done bool, err error
 	case c.NArg() == 1:
 		in.mountpoint = c.Arg(0)
 		in.uppers, in.lowers, err = stackOf(in.mountpoint)
-		if err == nil && in.pool == "" {
+		if err == nil && in.pool == "" && isFuse(in.mountpoint) == nil { // kernel overlay has no stubs
 			in.pool, err = poolOf(in.mountpoint)
 		}
 	case len(in.uppers) == 0:
