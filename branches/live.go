@@ -97,7 +97,7 @@ func (p *Plan) add(c Change) error {
 	if len(p.branches) >= MaxBranches {
 		return errs.New(errs.Usage, "%s: there are %d branches already", c.Spec.Path, len(p.branches))
 	}
-	b, err := openBranch(0, c.Spec, p.stack.config)
+	b, err := openBranch(0, c.Spec, p.stack.config, readMounts())
 	if err != nil {
 		return err
 	}

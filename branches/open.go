@@ -15,7 +15,7 @@ import (
 )
 
 // openBranch opens one branch and finds out what is special about it.
-func openBranch(index int, spec Spec, cfg Config) (*Branch, error) {
+func openBranch(index int, spec Spec, cfg Config, table mountTable) (*Branch, error) {
 	fd, path, err := openRoot(spec)
 	switch {
 	case err == unix.ENOENT:
@@ -45,7 +45,7 @@ func openBranch(index int, spec Spec, cfg Config) (*Branch, error) {
 		sys.Close(fd)
 		return nil, err
 	}
-	b.HasMounts = mountsBelow(b.Path)
+	b.HasMounts = table.below(b.Path)
 	if fs, err := sys.Statfs(fd); err == nil {
 		b.NoSuid = fs.Flags&unix.ST_NOSUID != 0
 	}
@@ -120,18 +120,20 @@ func (b *Branch) neverChanges() bool {
 	return false
 }
 
-// mountsBelow reports whether anything is mounted below path. In doubt it says yes.
-func mountsBelow(path string) bool {
+// mountTable is what is mounted; nil when that could not be found out.
+type mountTable []mounts.Mount
+
+func readMounts() mountTable {
 	table, err := mounts.Table()
 	if err != nil {
-		return true
+		return nil
 	}
-	for _, m := range table {
-		if m.Point != path && within(m.Point, path) {
-			return true
-		}
-	}
-	return false
+	return table
+}
+
+// below reports whether anything is mounted below path. In doubt it says yes.
+func (t mountTable) below(path string) bool {
+	return t == nil || slices.ContainsFunc(t, func(m mounts.Mount) bool { return m.Point != path && within(m.Point, path) })
 }
 
 // within reports whether path is dir or lies below it.

@@ -78,8 +78,9 @@ func (s *Stack) open(cfg Config) error {
 	if len(cfg.Branches) == 0 {
 		return errs.New(errs.Usage, "no branch given: lowerdir= or br= is needed")
 	}
+	table := readMounts()
 	for i, spec := range cfg.Branches {
-		b, err := openBranch(i, spec, cfg)
+		b, err := openBranch(i, spec, cfg, table)
 		if err != nil {
 			return err
 		}

@@ -143,7 +143,7 @@ func (l Live) finish(lazy bool) error {
 	if err := syncUpper(l.Upper); err != nil {
 		return fmt.Errorf("writing out %s: %w", l.Upper, err)
 	}
-	if err := sys.RemoveAll(work, "work"); err != nil {
+	if err := forgetKernelVolatile(work); err != nil {
 		return fmt.Errorf("work directory %s: %w", l.Work, err)
 	}
 	return sys.Unlink(keep, records.VolatileMark)

@@ -65,7 +65,21 @@ func MountOverlay(o Overlay) error {
 	return err
 }
 
-// namespace is where the records of the overlay lie.
+// Ready tells cheaply, and not for sure, whether this process can mount an
+// overlay at all; the error is that of MountOverlay.
+func Ready() error {
+	fs, err := sys.FsOpen("overlay")
+	switch err {
+	case nil:
+		return fs.Close()
+	case unix.ENODEV, unix.EPERM:
+		class, why := (&mounting{}).why(err.(unix.Errno))
+		return errs.New(class, "the kernel's overlay cannot be mounted: %w: %s", err, why)
+	}
+	return nil // an old kernel
+}
+
+// userXattr reports whether records lie in user. attributes.
 func (o *Overlay) userXattr() bool { return o.UserXattr || sys.InUserNamespace() }
 
 // check finds contradictions that the kernel answers with a mere EINVAL.

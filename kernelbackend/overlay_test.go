@@ -273,6 +273,16 @@ func attrs(t *testing.T, path string) string {
 	return strings.ReplaceAll(string(buf[:n]), "trusted.overlay.uuid\x00", "") // the kernel may have come so far
 }
 
+// A file that was copied up by blocks would show its stub.
+func TestStubs(t *testing.T) {
+	b := newBench(t)
+	require.NoError(t, os.Mkdir(b.p("l2/.wh..wh.layerfs"), 0700))
+	require.NoError(t, unix.Lsetxattr(b.p("l2"), "trusted.layerfs.format", []byte("overlay trusted"), 0))
+	o := b.overlay()
+	o.Lowers = append(o.Lowers, b.p("l2"))
+	b.refused(o, errs.Corrupt, "layerfs settle")
+}
+
 func TestVolatile(t *testing.T) {
 	b := newBench(t)
 	o := b.overlay()

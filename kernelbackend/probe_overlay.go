@@ -22,6 +22,10 @@ import (
 // part of Probe: it is to call ProbeProcess with those that follow.
 const ProbeCommand = "probe-process"
 
+// probeMark, in the environment, is what a process is executed with that tries something.
+// A program that does not know ProbeCommand, and probes, would execute itself for ever.
+const probeMark = "_LAYERFS_PROBE"
+
 // overlayHere tries overlay in a mount namespace of its own.
 func overlayHere(dir string) Backend {
 	b := inNamespace(dir, &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS})
@@ -43,7 +47,11 @@ func overlayRootless(dir string) Backend {
 // inNamespace has ProbeProcess try overlay in a process with the attributes attr,
 // with whose end all its mounts end.
 func inNamespace(dir string, attr *syscall.SysProcAttr) Backend {
+	if os.Getenv(probeMark) != "" {
+		return no("this program does not know %s", ProbeCommand)
+	}
 	cmd := exec.Command("/proc/self/exe", ProbeCommand, dir)
+	cmd.Env = append(os.Environ(), probeMark+"=1")
 	attr.Pdeathsig = syscall.SIGKILL
 	cmd.SysProcAttr = attr
 	var stderr bytes.Buffer

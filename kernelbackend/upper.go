@@ -51,7 +51,7 @@ func (m *mounting) agrees(b *directory) error {
 		return errs.New(errs.Corrupt, "branch %s has hard links across branches that only the FUSE union knows: mount it with backend=fuse", b.path)
 	}
 	if st, err := sys.StatAt(b.fd, whiteout.StubDir, 0); err == nil && st.IsDir() {
-		return errs.New(errs.Corrupt, "branch %s has files that were copied up by blocks, which only the FUSE union reads: mount it with backend=fuse, or `layerfs settle` it", b.path)
+		return errs.New(errs.Corrupt, "branch %s has files that were copied up by blocks, which only the FUSE union reads: mount it with backend=fuse, or make them plain with `layerfs settle`", b.path)
 	}
 	return m.hasFeatures(b)
 }

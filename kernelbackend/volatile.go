@@ -3,6 +3,7 @@ package kernelbackend
 import (
 	"errors"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 
@@ -48,7 +49,7 @@ func (m *mounting) lost(mark string) error {
 
 // forgetVolatile removes both marks.
 func (m *mounting) forgetVolatile(keep int) error {
-	err := sys.RemoveAll(m.work.fd, "work") // the kernel makes it again
+	err := forgetKernelVolatile(m.work.fd)
 	if err == nil {
 		err = sys.Unlink(keep, records.VolatileMark)
 	}
@@ -56,6 +57,18 @@ func (m *mounting) forgetVolatile(keep int) error {
 		return errs.New(errs.Failed, "work directory %s: %w", m.work.path, err)
 	}
 	return nil
+}
+
+// forgetKernelVolatile removes the kernel's mark, and nothing that an overlay
+// could be using which is still mounted in another mount namespace.
+func forgetKernelVolatile(work int) error {
+	marks := path.Dir(records.KernelVolatile) // work/incompat
+	fd, err := sys.OpenDir(work, path.Dir(marks))
+	if err != nil {
+		return err
+	}
+	defer sys.Close(fd)
+	return sys.RemoveAll(fd, path.Base(marks))
 }
 
 // note writes the small file name into WORKDIR/layerfs.
@@ -74,7 +87,7 @@ func (m *mounting) forgetNotes() {
 		return
 	}
 	if m.Volatile {
-		_ = sys.RemoveAll(m.work.fd, "work") // the kernel may have come to its mark
+		_ = forgetKernelVolatile(m.work.fd) // it may have come so far
 	}
 	keep, err := sys.OpenDir(m.work.fd, records.KeepDir)
 	if err != nil {

@@ -213,7 +213,8 @@ func (s *Store) Unmount(name string) error {
 		return err
 	}
 	defer h.lock.unlock()
-	if s.Mounted(h.Container) == "" {
+	// What was unmounted by other means, or in part, is tidied up.
+	if h.Mount == "" {
 		return errs.New(errs.NotFound, "container %s is not mounted", name)
 	}
 	return s.unmount(h)
@@ -330,7 +331,8 @@ func (s *Store) UsageOf(name string) (u driver.Usage, err error) {
 
 // Use locks a container for somebody who mounts it by himself, and returns what it
 // consists of. While it is in use it cannot be mounted, used again or removed. The
-// lock is a file that may be passed on to other processes, and ends with the last.
+// lock is a file that may be passed on to other processes, and ends with the last. Unuse
+// is to follow.
 func (s *Store) Use(name string) (driver.Source, *os.File, error) {
 	h, err := s.hold(name, true)
 	if err != nil {
@@ -351,6 +353,19 @@ func (s *Store) Use(name string) (driver.Source, *os.File, error) {
 		return driver.Source{}, nil, err
 	}
 	return src, h.lock.f, nil
+}
+
+// Unuse is called when what Use has returned is not used any more, and lock closed.
+func (s *Store) Unuse(name string) error {
+	h, err := s.hold(name, true)
+	if err != nil {
+		return err
+	}
+	defer h.lock.unlock()
+	if s.Mounted(h.Container) != "" {
+		return nil // by somebody else meanwhile, who unmounts it
+	}
+	return s.driver.Release(h.tree)
 }
 
 // mountedOn reports whether something is mounted on the directory at, an absolute path

@@ -133,7 +133,7 @@ func newDeviceMapper(home string, state driver.State, cfg Config) (driver.Driver
 
 // newDevices opens a driver that keeps its trees in the thin devices of a pool.
 func newDevices(home string, cfg Config, open func(home string, o devices.Options) (devices.Pool, error)) (driver.Driver, error) {
-	o, err := devices.ParseOptions(cfg.Options)
+	o, err := devices.ParseOptions(cfg.remembered, cfg.Options)
 	if err != nil {
 		return nil, err
 	}

@@ -45,7 +45,8 @@ type meta struct {
 	Version int       `json:"version"`
 	Driver  string    `json:"driver"`
 	Created time.Time `json:"created"`
-	Moving  string    `json:"moving,omitempty"` // the driver that the store is being moved to
+	Options []string  `json:"options,omitempty"` // KEY=VALUE, as the store was made with
+	Moving  string    `json:"moving,omitempty"`  // the driver that the store is being moved to
 }
 
 // Layer is what the index has of a layer.

@@ -24,7 +24,7 @@ var optionNames = map[string]map[string]func(value string) error{
 // checkOptions looks at the KEY=VALUE pairs that are meant for the driver.
 func checkOptions(driver string, list []string) error {
 	if driver == Thin || driver == DeviceMapper {
-		_, err := devices.ParseOptions(list)
+		_, err := devices.ParseOptions(nil, list)
 		return err
 	}
 	for _, kv := range list {

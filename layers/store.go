@@ -15,9 +15,12 @@ import (
 
 // Config says where a store is and how it is to be worked with.
 type Config struct {
-	Root    string   // made when it is not there
-	Driver  string   // "auto" or the name of a driver
-	Options []string // KEY=VALUE, as Docker's --storage-opt
+	Root   string // made when it is not there
+	Driver string // "auto" or the name of a driver
+	// Options are KEY=VALUE, as Docker's --storage-opt. Those that a store is made with
+	// are remembered.
+	Options    []string
+	remembered []string
 	// Union makes FUSE mounts for the driver union.
 	Union stacked.Mounter
 	// ThinPool opens or makes the block store in home for the driver thin.
@@ -53,13 +56,17 @@ func Open(cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.settleDriver(name, cfg); err != nil {
+	found, err := s.settleDriver(name, cfg)
+	if err != nil {
 		return nil, err
 	}
 	if err := checkOptions(s.meta.Driver, cfg.Options); err != nil {
 		return nil, err
 	}
-	cfg.Warn = s.warn
+	cfg.Warn, cfg.remembered = s.warn, s.meta.Options
+	if !found { // they are the same
+		cfg.Options = nil
+	}
 	if s.driver, err = openDriver(s.meta.Driver, s.home(), driverState{s.index}, cfg); err != nil {
 		s.forget()
 		return nil, err
@@ -101,31 +108,33 @@ func makeRoot(path string) (string, error) {
 	return filepath.EvalSymlinks(abs)
 }
 
-// settleDriver finds out which driver the store has, and gives it one when it is new.
-func (s *Store) settleDriver(name string, cfg Config) error {
-	found, err := s.remembered()
-	if err != nil {
-		return err
+// settleDriver finds out which driver the store has, and gives it one when it is new. found is whether it was there.
+func (s *Store) settleDriver(name string, cfg Config) (found bool, err error) {
+	if found, err = s.remembered(); err != nil {
+		return found, err
 	}
 	if !found {
 		if name == auto {
 			if name, s.choice, err = choose(s.root); err != nil {
-				return err
+				return found, err
 			}
 		}
-		if err := s.remember(name); err != nil {
-			return err
+		if err := checkOptions(name, cfg.Options); err != nil {
+			return found, err
+		}
+		if err := s.remember(name, cfg.Options); err != nil {
+			return found, err
 		}
 	}
 	switch {
 	case s.meta.Version != formatVersion:
-		return errs.New(errs.Corrupt, "the store %s is of version %d, this layerfs knows version %d", s.root, s.meta.Version, formatVersion)
+		return found, errs.New(errs.Corrupt, "the store %s is of version %d, this layerfs knows version %d", s.root, s.meta.Version, formatVersion)
 	case s.meta.Moving != "":
-		return errs.New(errs.Busy, "the store %s is being moved to driver %s: `layerfs device convert --to %s` completes that", s.root, s.meta.Moving, s.meta.Moving)
+		return found, errs.New(errs.Busy, "the store %s is being moved to driver %s: `layerfs device convert --to %s` completes that", s.root, s.meta.Moving, s.meta.Moving)
 	case name != auto && name != s.meta.Driver:
-		return errs.New(errs.Usage, "the store %s was made with driver %s: use --driver %s, or another --root for driver %s", s.root, s.meta.Driver, s.meta.Driver, name)
+		return found, errs.New(errs.Usage, "the store %s was made with driver %s: use --driver %s, or another --root for driver %s", s.root, s.meta.Driver, s.meta.Driver, name)
 	}
-	return nil
+	return found, nil
 }
 
 func (s *Store) remembered() (found bool, err error) {
@@ -140,7 +149,7 @@ func (s *Store) remembered() (found bool, err error) {
 }
 
 // remember writes the driver into the index, unless somebody else did meanwhile.
-func (s *Store) remember(name string) error {
+func (s *Store) remember(name string, options []string) error {
 	return s.index.update(func(t txn) error {
 		for _, b := range everyBucket {
 			if _, err := t.tx.CreateBucketIfNotExists(b); err != nil {
@@ -150,7 +159,7 @@ func (s *Store) remember(name string) error {
 		if found, err := t.get(metaBucket, metaKey, &s.meta); found || err != nil {
 			return err
 		}
-		s.meta = meta{Version: formatVersion, Driver: name, Created: time.Now().UTC()}
+		s.meta = meta{Version: formatVersion, Driver: name, Options: options, Created: time.Now().UTC()}
 		return t.put(metaBucket, metaKey, s.meta)
 	})
 }

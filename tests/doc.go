@@ -14,6 +14,7 @@
 //   - debian_test.go: real work in a Debian root, against kernel overlay.
 //   - union: more of the same kind with a harness of its own, and go-fuse's
 //     conformance suite.
+//   - kernel: the kernel's overlay as a backend; run: `layerfs run`.
 //   - demo, bench, podman: what `make demo`, `make bench` and `make
 //     test-podman` run.
 //

@@ -54,6 +54,9 @@ func (c *checker) temporaries() error {
 			c.found("volatile-mark", path, "a volatile mount of kernel overlay did not end cleanly, so changes may be missing: start afresh, or remove this to use the branch as it is", "", nil)
 			continue
 		}
+		if st, err := sys.StatAt(c.u.Tmp, e.Name, 0); err == nil && st.IsWhiteout() && strings.HasPrefix(e.Name, "#") {
+			continue // kernel overlay leaves the one that its whiteouts are links of
+		}
 		c.found("leftover-temporary", path, "a temporary of a mount that did not end cleanly", "removed", func() error { return sys.RemoveAll(c.u.Tmp, e.Name) })
 	}
 	return nil

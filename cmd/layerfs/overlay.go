@@ -106,9 +106,12 @@ func (inv *invocation) mountKernels() (done bool, err error) {
 	}
 }
 
-// unfit is why the kernel, which would take the stack, would not show it as the
-// FUSE union does; "" when nothing speaks against it.
+// unfit is why the kernel cannot mount the stack, or would not show it as the
+// FUSE union does; "" when nothing speaks against it so far.
 func unfit(o *kernelbackend.Overlay) string {
+	if err := kernelbackend.Ready(); err != nil {
+		return "auto: " + err.Error()
+	}
 	mark, err := o.ForeignMarks()
 	inside := o.Inside()
 	switch {

@@ -53,6 +53,7 @@ Example:
 // runRequest is what `layerfs run` was asked for.
 type runRequest struct {
 	Store   string         // where changes are kept; absolute
+	RunDir  string         // in it, made and locked by the caller
 	From    string         // a layer
 	Lower   string         // absolute
 	Name    string         // "" for changes that are thrown away
@@ -132,9 +133,19 @@ func (c *runCommand) parseRun(args []string) (done bool, err error) {
 			return false, err
 		}
 	}
-	c.Store, err = filepath.Abs(c.Store)
 	c.Dir, _ = os.Getwd()
-	return false, err
+	return false, c.openStore()
+}
+
+// openStore makes the directory of the store and finds out where it really is.
+func (c *runCommand) openStore() (err error) {
+	if c.Store, err = filepath.Abs(c.Store); err == nil {
+		err = os.MkdirAll(c.Store, 0700)
+	}
+	if err == nil {
+		c.Store, err = filepath.EvalSymlinks(c.Store)
+	}
+	return err
 }
 
 // run has the command run, in a container of the store if that is what is meant.
@@ -159,12 +170,22 @@ func (c *runCommand) launch(id sandbox.Identity, files ...*os.File) (int, error)
 	if c.Lower, err = filepath.Abs(c.Lower); err != nil {
 		return 0, err
 	}
+	name := c.runRequest.Name
+	if c.Source != nil {
+		name = "" // the container has the changes
+	}
+	var lock *os.File
+	if c.RunDir, lock, err = makeRunDir(c.Store, name); err != nil {
+		return 0, errs.New(errs.Of(err), "run: %w", err)
+	}
+	defer lock.Close()
 	data, err := json.Marshal(c.runRequest)
 	if err != nil {
 		return 0, err
 	}
-	code, err := sandbox.Launch(runHolder, data, id, files...)
+	code, err := sandbox.Launch(runHolder, data, id, append(files, lock)...)
 	if err != nil {
+		_ = os.Remove(c.RunDir) // which is empty if nobody has begun to use it
 		err = errs.New(errs.Of(err), "run: %w", err)
 	}
 	return code, err

@@ -52,11 +52,13 @@ func (c *runCommand) container() (*heldContainer, error) {
 
 // release lets the container go, and removes it when nobody wants it any more.
 func (h *heldContainer) release(remove bool) error {
+	var err error
 	if h.lock != nil {
 		h.lock.Close()
+		err = h.store.Unuse(h.name)
 	}
-	if !remove && !h.own {
-		return nil
+	if remove || h.own {
+		err = errors.Join(err, h.store.RemoveContainer(h.name, false))
 	}
-	return h.store.RemoveContainer(h.name, false)
+	return err
 }

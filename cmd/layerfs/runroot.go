@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -30,101 +29,62 @@ type rootSource struct {
 	// kernel overlay can change it.
 	mapped  bool
 	dir     string // has upper, work and point
-	lock    int    // of dir
 	discard bool   // dir is removed at the end
 	sync    bool   // the changes are kept
 }
 
-// runsDir is where, in the store, the changes of runs lie. Those that are to be
-// thrown away have names that start with a dot.
-const runsDir = "runs"
-
-var runName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]*$`)
-
-// openSource opens or makes the directories for a run.
+// openSource makes the directories for a run in the directory that the caller
+// has made and locked.
 func openSource(req *runRequest) (*rootSource, error) {
-	err := os.MkdirAll(req.Store, 0700)
-	if err == nil {
-		req.Store, err = filepath.EvalSymlinks(req.Store)
-	}
-	runs := filepath.Join(req.Store, runsDir)
-	if err == nil {
-		err = os.MkdirAll(runs, 0700)
-	}
-	if err != nil {
-		return nil, err
-	}
-	sweep(runs)
-	src := &rootSource{lock: -1}
+	sweep(filepath.Dir(req.RunDir))
+	src := &rootSource{dir: req.RunDir, point: filepath.Join(req.RunDir, "root"), discard: req.Name == "" || req.Remove || req.Source != nil}
 	open := src.openDirectory
 	if req.Source != nil {
 		open = src.openContainer
 	}
-	if err := open(runs, req); err != nil {
+	err := makeDirs(src.point)
+	if err == nil {
+		err = open(req)
+	}
+	if err != nil {
 		return nil, errors.Join(err, src.close())
 	}
 	return src, nil
 }
 
+// makeDirs makes directories that are not there.
+func makeDirs(dirs ...string) error {
+	for _, d := range dirs {
+		if err := os.Mkdir(d, 0755); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+	}
+	return nil
+}
+
 // openContainer takes the branches of a container; only the mountpoint is ours.
-func (src *rootSource) openContainer(runs string, req *runRequest) error {
+func (src *rootSource) openContainer(req *runRequest) error {
 	s := req.Source
 	src.lowers, src.upper, src.work, src.whole = s.Lowers, s.Upper, s.Work, s.Dir
 	src.mapped, src.sync = true, !req.Remove
-	return src.openDir(runs, "")
+	return nil
 }
 
 // openDirectory makes a directory the only lower.
-func (src *rootSource) openDirectory(runs string, req *runRequest) error {
+func (src *rootSource) openDirectory(req *runRequest) error {
 	if st, err := os.Stat(req.Lower); err != nil {
 		return errs.New(errs.Of(err), "lower directory %s: %w", req.Lower, errors.Unwrap(err))
 	} else if !st.IsDir() {
 		return errs.New(errs.Usage, "lower directory %s is not a directory", req.Lower)
 	}
-	if err := src.openDir(runs, req.Name); err != nil {
-		return err
-	}
-	src.discard = req.Name == "" || req.Remove
 	src.sync = !src.discard
 	src.lowers = []string{req.Lower}
 	src.upper, src.work = filepath.Join(src.dir, "upper"), filepath.Join(src.dir, "work")
-	for _, d := range []string{src.upper, src.work} {
-		if err := os.Mkdir(d, 0755); err != nil && !errors.Is(err, os.ErrExist) {
-			return err
-		}
+	if err := makeDirs(src.upper, src.work); err != nil {
+		return err
 	}
 	src.mapped = !sys.InUserNamespace() || allMapped(req.Lower)
 	return likeLower(src.upper, req.Lower)
-}
-
-// openDir makes and locks the directory of the run, with the mountpoint in it.
-func (src *rootSource) openDir(runs, name string) (err error) {
-	switch {
-	case name == "":
-		src.dir, err = os.MkdirTemp(runs, ".")
-		src.discard = true
-	case !runName.MatchString(name):
-		return errs.New(errs.Usage, "%q is no name: letters, digits and _.- are", name)
-	default:
-		src.dir = filepath.Join(runs, name)
-		if err = os.Mkdir(src.dir, 0700); errors.Is(err, os.ErrExist) {
-			err = nil
-		}
-	}
-	if err == nil {
-		src.lock, err = lockDir(src.dir)
-	}
-	if err == unix.EWOULDBLOCK {
-		return errs.New(errs.Busy, "%s is running already", name)
-	}
-	if err != nil {
-		return err
-	}
-	src.point = filepath.Join(src.dir, "root")
-	if err := os.Mkdir(src.point, 0755); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
-	}
-	return nil
 }
 
 // likeLower gives the root of an upper the mode that the root of the tree has.
@@ -136,38 +96,11 @@ func likeLower(upper, lower string) error {
 	return os.Chmod(upper, st.Mode().Perm())
 }
 
-func lockDir(dir string) (int, error) {
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, err
-	}
-	if err := sys.Flock(fd); err != nil {
-		sys.Close(fd)
-		return -1, err
-	}
-	return fd, nil
-}
-
-// sweep removes what runs that were killed have left.
-func sweep(runs string) {
-	left, _ := filepath.Glob(filepath.Join(runs, ".[0-9]*"))
-	for _, dir := range left {
-		if fd, err := lockDir(dir); err == nil {
-			_ = os.RemoveAll(dir)
-			sys.Close(fd)
-		}
-	}
-}
-
 func (src *rootSource) close() error {
-	var err error
-	if src.discard && src.dir != "" {
-		err = os.RemoveAll(src.dir)
+	if !src.discard {
+		return nil
 	}
-	if src.lock >= 0 {
-		sys.Close(src.lock)
-	}
-	return err
+	return os.RemoveAll(src.dir)
 }
 
 // maxOwners is how many files allMapped looks at.

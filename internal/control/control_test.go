@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
 	"github.com/layerfs/layerfs/internal/errs"
@@ -131,4 +132,18 @@ func TestNotAMount(t *testing.T) {
 	if err := Call(filepath.Join(t.TempDir(), "none"), "status", nil, nil); errs.Of(err) != errs.NotFound {
 		t.Errorf("got %v", err)
 	}
+}
+
+// A daemon that ends late leaves the socket that has taken the place of its own.
+func TestLateClose(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "socket")
+	answer := func(string, json.RawMessage, []*os.File) (any, error) { return nil, nil }
+	first, err := ListenAt(path, answer)
+	require.NoError(t, err)
+	second, err := ListenAt(path, answer)
+	require.NoError(t, err)
+	require.NoError(t, first.Close())
+	require.FileExists(t, path)
+	require.NoError(t, second.Close())
+	require.NoFileExists(t, path)
 }

@@ -26,6 +26,7 @@ type Handler func(cmd string, args json.RawMessage, files []*os.File) (any, erro
 type Listener struct {
 	sock   *net.UnixListener
 	path   string
+	file   os.FileInfo // of the socket
 	handle Handler
 	active sync.WaitGroup
 }
@@ -61,11 +62,16 @@ func ListenAt(path string, h Handler) (*Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Chmod(path, 0o600); err != nil {
+	err = os.Chmod(path, 0o600)
+	l := &Listener{sock: sock, path: path, handle: h}
+	if err == nil {
+		l.file, err = os.Lstat(path)
+	}
+	if err != nil {
 		sock.Close()
 		return nil, err
 	}
-	l := &Listener{sock: sock, path: path, handle: h}
+	sock.SetUnlinkOnClose(false)
 	go l.accept()
 	return l, nil
 }
@@ -75,7 +81,12 @@ func (l *Listener) Path() string { return l.path }
 
 // Close removes the socket and waits for the answers that are being given.
 func (l *Listener) Close() error {
-	err := l.sock.Close() // also unlinks it
+	err := l.sock.Close()
+	// The kernel gives the number of a mount that is gone to the next one, whose
+	// daemon may have put its socket in the place of this one already.
+	if now, e := os.Lstat(l.path); e == nil && os.SameFile(now, l.file) {
+		_ = os.Remove(l.path)
+	}
 	done := make(chan struct{})
 	go func() {
 		l.active.Wait()

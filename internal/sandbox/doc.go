@@ -8,7 +8,8 @@
 //
 //	caller   Launch. Gives the holder its ids, passes signals on, waits.
 //	holder   in a mount namespace and, unless the caller is root, a user
-//	         namespace. Mounts the root directory, calls Spec.Run, unmounts.
+//	         namespace. Mounts the root directory, calls Spec.Run, unmounts. While
+//	         the command runs it sees nothing but what it needs for that (Release).
 //	init     process 1 of a pid namespace, with mounts of its own. Mounts /proc,
 //	         /dev and so on, changes its root directory, starts the command,
 //	         reaps, and ends with the command: the kernel ends all others then.

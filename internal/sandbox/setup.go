@@ -87,8 +87,8 @@ func (r *rootDir) mountProc() error {
 
 func (r *rootDir) mountSys() error { return r.bind("/sys", "/sys", true) }
 
-// hostNodes are the devices that everybody expects.
-var hostNodes = []string{"null", "zero", "full", "random", "urandom", "tty"}
+// hostNodes are the devices that everybody expects, and FUSE for one run inside another.
+var hostNodes = []string{"null", "zero", "full", "random", "urandom", "tty", "fuse"}
 
 var devLinks = map[string]string{
 	"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2",

@@ -95,8 +95,9 @@ type Driver interface {
 	Mount(t Tree, at string, o Options) error
 	Unmount(t Tree, at string) error
 
-	// Source returns what t consists of.
+	// Source returns what t consists of, and makes it accessible until Release.
 	Source(t Tree) (Source, error)
+	Release(t Tree) error
 
 	// Usage adds up what t takes.
 	Usage(t Tree) (Usage, error)

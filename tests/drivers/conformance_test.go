@@ -244,6 +244,8 @@ func TestUnmountedByHand(t *testing.T) {
 			s.ok("container", "create", "c")
 			m := s.ok("container", "mount", "c")
 			s.Sh("umount " + m + " 2>/dev/null || fusermount3 -u " + m)
+			require.NotContains(t, s.ok("container", "ls"), m)
+			s.ok("container", "umount", "c") // tidies up
 			s.fails(3, "not mounted", "container", "umount", "c")
 			require.Equal(t, m, s.ok("container", "mount", "c"))
 			s.Sh("umount " + m + " 2>/dev/null || fusermount3 -u " + m)

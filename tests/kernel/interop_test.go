@@ -268,3 +268,15 @@ func TestIndexAndMetacopy(t *testing.T) {
 	b.done("mount", "-o", b.RW(), b.P("m"))
 	require.Equal(t, "2", b.read("m/link"), "auto goes where links are links")
 }
+
+// An upper that the kernel has left is in order, the work directory too.
+func TestCheckAfterTheKernel(t *testing.T) {
+	b := twoLowers(t)
+	for _, option := range []string{"fsync=auto", "volatile"} {
+		b.mount("overlay", b.stack(), option)
+		require.NoError(t, os.RemoveAll(b.P("m/a")))
+		require.NoError(t, os.MkdirAll(b.P("m/a/sub"), 0755))
+		b.umount()
+		require.Contains(t, b.done("check", "--workdir", b.P("w"), "--lower", b.P("l"), "--lower", b.P("l2"), b.P("u")), "clean")
+	}
+}

@@ -13,7 +13,7 @@ import (
 func TestContainers(t *testing.T) {
 	drivers := []string{"union", "vfs"}
 	if harness.Root() {
-		drivers = append(drivers, "overlay")
+		drivers = append(drivers, "overlay", "thin")
 	}
 	for _, driver := range drivers {
 		t.Run(driver, func(t *testing.T) {

@@ -312,8 +312,11 @@ func (p *Pool) mend(r made) error {
 	err = p.state.View(func(t driver.Records) error {
 		return t.Each(func(key string, value json.RawMessage) error {
 			name, ok := strings.CutPrefix(key, devicePrefix)
+			if !ok {
+				return nil
+			}
 			var d record
-			if err := json.Unmarshal(value, &d); !ok || err != nil || d.State == ready {
+			if err := json.Unmarshal(value, &d); err != nil || d.State == ready {
 				return err
 			}
 			left[name] = d

@@ -43,8 +43,11 @@ func (House) Export(home string, state driver.State, xml string) ([]devices.Tena
 	err = state.View(func(t driver.Records) error {
 		return t.Each(func(key string, value json.RawMessage) error {
 			name, ok := strings.CutPrefix(key, devicePrefix)
+			if !ok {
+				return nil
+			}
 			var r record
-			if err := json.Unmarshal(value, &r); !ok || err != nil {
+			if err := json.Unmarshal(value, &r); err != nil {
 				return err
 			}
 			list = append(list, devices.Tenant{Name: name, ID: r.ID, Size: r.Size})

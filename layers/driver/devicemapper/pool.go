@@ -29,6 +29,7 @@ type Pool struct {
 	opts         devices.Options
 	name         string // in device-mapper
 	kind         kind
+	data, meta   string // devices or files that it lies in
 }
 
 // kind is what a pool is made of. The words are part of the format.
@@ -96,7 +97,7 @@ func (p *Pool) open(home string) error {
 	if err != nil {
 		return err
 	}
-	p.kind, p.name = r.Kind, p.prefix+"-pool"
+	p.kind, p.name, p.data, p.meta = r.Kind, p.prefix+"-pool", r.Data, r.Metadata
 	if r.Pool != "" {
 		p.name = r.Pool
 	}

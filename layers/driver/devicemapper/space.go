@@ -3,7 +3,6 @@ package devicemapper
 import (
 	"errors"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -48,18 +47,17 @@ func (p *Pool) Resize(size int64) error {
 	if p.kind != loopKind {
 		return errs.New(errs.Unsupported, "devmapper: only a pool of loop files can be resized: this one is LVM's or somebody else's (lvextend)")
 	}
-	path := filepath.Join(p.home, "data")
-	fi, err := os.Stat(path)
+	fi, err := os.Stat(p.data)
 	if err != nil {
 		return err
 	}
 	if size < fi.Size() {
 		return errs.New(errs.Usage, "devmapper: Can't shrink file")
 	}
-	if err := os.Truncate(path, size); err != nil {
+	if err := os.Truncate(p.data, size); err != nil {
 		return err
 	}
-	dev, err := loopOf(path)
+	dev, err := loopOf(p.data)
 	if err != nil {
 		return err
 	}
@@ -70,7 +68,7 @@ func (p *Pool) Resize(size int64) error {
 	if err != nil {
 		return err
 	}
-	meta, _, err := number(filepath.Join(p.home, "metadata"), true)
+	meta, _, err := number(p.meta, true)
 	if err != nil {
 		return err
 	}
@@ -83,12 +81,9 @@ func (p *Pool) Name() string { return p.name }
 
 // Files implements devices.Pool.
 func (p *Pool) Files() []driver.Field {
-	data, meta := "", ""
-	switch p.kind {
-	case loopKind:
-		data, meta = attachedLoop(filepath.Join(p.home, "data")), attachedLoop(filepath.Join(p.home, "metadata"))
-	case deviceKind:
-		data, meta = p.opts.DataDev, p.opts.MetadataDev
+	data, meta := p.data, p.meta
+	if p.kind == loopKind {
+		data, meta = attachedLoop(data), attachedLoop(meta)
 	}
 	return []driver.Field{{Name: "Data file", Value: data}, {Name: "Metadata file", Value: meta}}
 }
@@ -103,8 +98,8 @@ func (p *Pool) Conditions() []driver.Field {
 	}
 	if p.kind == loopKind {
 		list = append(list,
-			driver.Field{Name: "Data loop file", Value: filepath.Join(p.home, "data")},
-			driver.Field{Name: "Metadata loop file", Value: filepath.Join(p.home, "metadata")})
+			driver.Field{Name: "Data loop file", Value: p.data},
+			driver.Field{Name: "Metadata loop file", Value: p.meta})
 	}
 	return append(list, driver.Field{Name: "Library Version", Value: "dm ioctl"})
 }
@@ -124,8 +119,8 @@ func (p *Pool) deactivate() error {
 		return nil
 	}
 	err := p.dm.Remove(p.name, false)
-	for _, name := range []string{"data", "metadata"} {
-		if dev := attachedLoop(filepath.Join(p.home, name)); dev != "" && p.kind == loopKind {
+	for _, file := range []string{p.data, p.meta} {
+		if dev := attachedLoop(file); dev != "" && p.kind == loopKind {
 			err = errors.Join(err, sys.LoopDetach(dev))
 		}
 	}

@@ -60,7 +60,10 @@ func (d *Driver) Unmount(t driver.Tree, at string) error {
 	return d.letGo(t.ID)
 }
 
-// Source implements driver.Driver. The file system stays mounted until Unmount.
+// Release implements driver.Driver.
+func (d *Driver) Release(t driver.Tree) error { return d.letGo(t.ID) }
+
+// Source implements driver.Driver. The file system stays mounted until Release.
 func (d *Driver) Source(t driver.Tree) (driver.Source, error) {
 	root, err := d.keep(t.ID, d.point(t.ID), false)
 	return driver.Source{Dir: root}, err

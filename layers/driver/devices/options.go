@@ -1,6 +1,7 @@
 package devices
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 
@@ -89,11 +90,15 @@ var optionTable = map[string]func(o *Options, v string) error{
 	"dm.libdm_log_level": setLogLevel,
 }
 
-// ParseOptions reads KEY=VALUE pairs. Keys are taken in any case, as Docker took them.
-func ParseOptions(list []string) (Options, error) {
+// ParseOptions reads KEY=VALUE pairs: those that the store remembers, and those that are
+// given now. Keys are taken in any case, as Docker took them.
+func ParseOptions(remembered, given []string) (Options, error) {
 	o := DefaultOptions()
 	lvm := false
-	for _, kv := range list {
+	for i, kv := range slices.Concat(remembered, given) {
+		if i == len(remembered) {
+			o.BaseSizeSet = false // it may have grown since
+		}
 		key, value, ok := strings.Cut(kv, "=")
 		if !ok {
 			return o, errs.New(errs.Usage, "unable to parse key/value option: %q: KEY=VALUE is wanted", kv)
@@ -107,6 +112,9 @@ func ParseOptions(list []string) (Options, error) {
 			return o, errs.New(errs.Of(err), "--storage-opt %s: %w", kv, err)
 		}
 		lvm = lvm || strings.HasPrefix(key, "dm.thinp_")
+	}
+	if len(given) == 0 {
+		o.BaseSizeSet = false
 	}
 	return o, o.check(lvm)
 }

@@ -3,6 +3,7 @@ package stacked
 import (
 	"strconv"
 
+	"github.com/layerfs/layerfs/internal/errs"
 	"github.com/layerfs/layerfs/kernelbackend"
 	"github.com/layerfs/layerfs/layers/driver"
 )
@@ -19,8 +20,14 @@ func (Overlay) Mount(s Stack, at string) error {
 	})
 }
 
-// Unmount implements Mounter.
-func (Overlay) Unmount(at string) error { return kernelbackend.UnmountOverlay(at, false) }
+// Unmount implements Mounter. A mount that has gone by other means is none.
+func (Overlay) Unmount(at string) error {
+	err := kernelbackend.UnmountOverlay(at, false)
+	if errs.Of(err) == errs.NotFound {
+		return nil
+	}
+	return err
+}
 
 // Info implements Mounter, with what Docker said of overlay2.
 func (Overlay) Info(d *Driver) []driver.Field {

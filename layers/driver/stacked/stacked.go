@@ -165,6 +165,9 @@ func (d *Driver) Source(t driver.Tree) (driver.Source, error) {
 	return s, nil
 }
 
+// Release implements driver.Driver.
+func (d *Driver) Release(driver.Tree) error { return nil }
+
 // Mount implements driver.Driver.
 func (d *Driver) Mount(t driver.Tree, at string, o driver.Options) error {
 	src, err := d.Source(t)

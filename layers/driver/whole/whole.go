@@ -97,6 +97,9 @@ func (d *Driver) Compare(t driver.Tree, use func(branches.Comparison) error) err
 // Direct implements driver.Driver.
 func (d *Driver) Direct(t driver.Tree) string { return d.path(t.ID) }
 
+// Release implements driver.Driver.
+func (d *Driver) Release(driver.Tree) error { return nil }
+
 // Source implements driver.Driver.
 func (d *Driver) Source(t driver.Tree) (driver.Source, error) {
 	return driver.Source{Dir: d.path(t.ID)}, nil
