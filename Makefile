@@ -7,8 +7,8 @@ MANDIR  ?= $(PREFIX)/share/man
 SBINDIR ?= /sbin
 LOWER   ?= /
 ROUNDS  ?= 3
-# What to measure: union, branches, pool, containers.
-BENCH   ?= union branches pool containers
+# What to measure: union, branches, blocks, pool, containers.
+BENCH   ?= union branches blocks pool containers
 FUZZTIME ?= 10m
 
 .PHONY: help

@@ -75,6 +75,12 @@ func (d *osData) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
+// Cached reports whether the byte at off can be read without the disk.
+func (d *osData) Cached(off int64) bool { return sys.Cached(d.fd(), off) }
+
+// Ahead has a range read into the cache, and does not wait for it.
+func (d *osData) Ahead(off, length int64) { sys.ReadAhead(d.fd(), off, length) }
+
 func (d *osData) WriteAt(p []byte, off int64) (int, error) {
 	if err := sys.PWriteAll(d.fd(), p, off); err != nil {
 		return 0, err

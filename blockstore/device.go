@@ -13,9 +13,12 @@ import (
 // device is a thin device in memory. The pool's lock protects it.
 type device struct {
 	rec   deviceRecord
-	owner Owner  // who has it open, or nil
-	seq   uint64 // the last transaction that changed it; 0: none since the pool was opened
-	lost  bool   // changes of it were lost; its next flush says so
+	owner Owner // who has it open, or nil
+	// readers counts those who have it open to read only. As long as there
+	// are some, it has no owner and is not deleted.
+	readers map[Owner]struct{}
+	seq     uint64 // the last transaction that changed it; 0: none since the pool was opened
+	lost    bool   // changes of it were lost; its next flush says so
 	// quiet counts snapshots being taken of it: as long as there is one, no
 	// mapping of the device is called exclusive.
 	quiet int
@@ -42,6 +45,7 @@ type NewDevice struct {
 	Of     string  // a snapshot of this device, or empty
 	OfID   *uint32 // the same by id
 	Origin *Origin // external origin
+	Use    *Use    // what it is for; of a snapshot nil means nothing
 	Nonce  string  // a creation with the nonce of an existing device has happened already
 }
 
@@ -164,7 +168,7 @@ func (p *Pool) createLocked(spec NewDevice) (*device, error) {
 	if err != nil {
 		return nil, err
 	}
-	rec := deviceRecord{ID: id, Name: spec.Name, Size: spec.Size, Txid: p.sb.Txid, Origin: spec.Origin, Nonce: spec.Nonce}
+	rec := deviceRecord{ID: id, Name: spec.Name, Size: spec.Size, Txid: p.sb.Txid, Origin: spec.Origin, Use: spec.Use, Nonce: spec.Nonce}
 	origin, err := p.originLocked(spec)
 	if err != nil {
 		return nil, err
@@ -262,7 +266,7 @@ func (p *Pool) deleteLocked(id uint32) error {
 	if err != nil {
 		return err
 	}
-	if d.owner != nil || d.quiet > 0 {
+	if d.owner != nil || d.quiet > 0 || len(d.readers) > 0 {
 		return errs.New(errs.Busy, "thin device %q is in use: %w", d.rec.Name, unix.EBUSY)
 	}
 	p.touchLocked(d)
@@ -274,41 +278,118 @@ func (p *Pool) deleteLocked(id uint32) error {
 	return nil
 }
 
-// ResizeDevice sets the virtual size of a device in bytes. Blocks beyond a
-// smaller size are unmapped, so that growing again shows zeros, and an
-// external origin never shows again where it was cut. Only the owner of a
-// device that is open may do it.
+// ResizeDevice is SetSize followed by a commit.
 func (p *Pool) ResizeDevice(id uint32, size int64, caller Owner) error {
+	if err := p.SetSize(id, size, caller); err != nil {
+		return err
+	}
+	return p.Commit()
+}
+
+// SetSize sets the virtual size of a device in bytes. Blocks beyond a
+// smaller size are unmapped, so that growing again shows zeros, and an
+// external origin never shows again where it was cut: a commit that comes
+// between the two leaves the smaller size, and whoever grows the device then
+// finds and removes what is left. Only the owner of a device that is open may
+// do it.
+func (p *Pool) SetSize(id uint32, size int64, caller Owner) error {
 	if size < 0 || size > MaxDeviceSize {
 		return errs.New(errs.Usage, "device size %d: must be at most 64 TiB", size)
 	}
-	p.mu.Lock()
-	d, err := p.byIDLocked(id)
-	if err == nil {
-		err = p.messagesLocked()
-	}
-	if err == nil && d.owner != nil && d.owner != caller {
-		err = errs.New(errs.Busy, "thin device %q is in use: %w", d.rec.Name, unix.EBUSY)
-	}
-	if err != nil {
-		p.mu.Unlock()
+	old, err := p.sizeFor(id, caller)
+	if err != nil || old == size {
 		return err
 	}
-	shrinks := size < d.rec.Size
-	d.rec.Size = size
-	if o := d.rec.Origin; o != nil {
-		o.Valid = min(o.Valid, size)
-	}
-	bs := p.blockSize
-	p.touchLocked(d)
-	p.mu.Unlock()
-	if shrinks {
-		from := uint64((size + bs - 1) / bs)
-		if err := p.Unmap(id, from, MaxDeviceSize/uint64(bs)-from); err != nil {
+	if size > old {
+		if err := p.unmapBeyond(id, old); err != nil {
 			return err
 		}
 	}
+	p.mu.Lock()
+	d, err := p.changeLocked(id)
+	if err == nil {
+		d.rec.Size = size
+		if o := d.rec.Origin; o != nil {
+			o.Valid = min(o.Valid, size)
+		}
+		p.touchLocked(d)
+	}
+	p.mu.Unlock()
+	if err != nil || size > old {
+		return err
+	}
+	return p.unmapBeyond(id, size)
+}
+
+// sizeFor returns the size of a device that caller is about to change.
+func (p *Pool) sizeFor(id uint32, caller Owner) (int64, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	d, err := p.byIDLocked(id)
+	if err != nil {
+		return 0, err
+	}
+	if err := p.messagesLocked(); err != nil {
+		return 0, err
+	}
+	if d.owner != nil && d.owner != caller || len(d.readers) > 0 {
+		return 0, errs.New(errs.Busy, "thin device %q is in use: %w", d.rec.Name, unix.EBUSY)
+	}
+	return d.rec.Size, nil
+}
+
+func (p *Pool) unmapBeyond(id uint32, size int64) error {
+	from := uint64((size + p.blockSize - 1) / p.blockSize)
+	return p.Unmap(id, from, MaxDeviceSize/uint64(p.blockSize)-from)
+}
+
+// SetState notes how far the making or removal of the file has come that the
+// device called name is of; key must be that of its Use. It is durable with
+// the next commit.
+func (p *Pool) SetState(name, key, state string) error {
+	return p.changeRecord(name, func(rec *deviceRecord) error {
+		if rec.Use == nil || rec.Use.Key != key {
+			return errs.New(errs.Failed, "thin device %q is of another file: %w", name, unix.ESTALE)
+		}
+		use := *rec.Use
+		use.State = state
+		rec.Use = &use
+		return nil
+	})
+}
+
+// SetOrigin says where the external origin of the device called name is now,
+// durably. How far it is valid stays as it is.
+func (p *Pool) SetOrigin(name string, o Origin) error {
+	err := p.changeRecord(name, func(rec *deviceRecord) error {
+		if rec.Origin == nil {
+			return errs.New(errs.Usage, "thin device %q has no external origin", name)
+		}
+		o.Valid = rec.Origin.Valid
+		rec.Origin = &o
+		return nil
+	})
+	if err != nil {
+		return err
+	}
 	return p.Commit()
+}
+
+func (p *Pool) changeRecord(name string, change func(*deviceRecord) error) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.messagesLocked(); err != nil {
+		return err
+	}
+	d, err := p.byNameLocked(name)
+	if err != nil {
+		return err
+	}
+	if err := change(&d.rec); err != nil {
+		return err
+	}
+	p.touchLocked(d)
+	return nil
 }
 
 // Acquire gives a device to an owner; EBUSY when it has one.
@@ -325,20 +406,50 @@ func (p *Pool) Acquire(name string, owner Owner) (DeviceInfo, error) {
 	if p.sb.Exported {
 		return DeviceInfo{}, p.cause
 	}
-	if d.owner != nil && d.owner != owner {
+	if d.owner != nil && d.owner != owner || len(d.readers) > 0 {
 		return DeviceInfo{}, errs.New(errs.Busy, "thin device %q is in use: %w", d.rec.Name, unix.EBUSY)
 	}
 	d.owner = owner
 	return p.infoLocked(d)
 }
 
-// Release ends what Acquire began.
+// AcquireToRead lets reader read a device that nobody can change meanwhile;
+// EBUSY when somebody may.
+func (p *Pool) AcquireToRead(name string, reader Owner) (DeviceInfo, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.failedLocked(); err != nil {
+		return DeviceInfo{}, err
+	}
+	d, err := p.byNameLocked(name)
+	if err != nil {
+		return DeviceInfo{}, err
+	}
+	if p.sb.Exported {
+		return DeviceInfo{}, p.cause
+	}
+	if d.owner != nil {
+		return DeviceInfo{}, errs.New(errs.Busy, "thin device %q is in use: %w", d.rec.Name, unix.EBUSY)
+	}
+	if d.readers == nil {
+		d.readers = map[Owner]struct{}{}
+	}
+	d.readers[reader] = struct{}{}
+	return p.infoLocked(d)
+}
+
+// Release ends what Acquire or AcquireToRead began.
 func (p *Pool) Release(id uint32, owner Owner) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if d := p.devs[id]; d != nil && d.owner == owner {
+	d := p.devs[id]
+	if d == nil {
+		return
+	}
+	if d.owner == owner {
 		d.owner = nil
 	}
+	delete(d.readers, owner)
 }
 
 // NameOf returns what the device with the id is called, or nothing when it
@@ -363,6 +474,17 @@ func (p *Pool) Device(name string) (DeviceInfo, error) {
 	return p.usageLocked(d)
 }
 
+// Info is Device without the exclusive blocks, which it takes a walk to count.
+func (p *Pool) Info(name string) (DeviceInfo, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	d, err := p.byNameLocked(name)
+	if err != nil {
+		return DeviceInfo{}, err
+	}
+	return p.infoLocked(d)
+}
+
 // Devices returns all devices by id.
 func (p *Pool) Devices() ([]DeviceInfo, error) {
 	p.mu.Lock()
@@ -380,10 +502,14 @@ func (p *Pool) Devices() ([]DeviceInfo, error) {
 
 func (p *Pool) infoLocked(d *device) (DeviceInfo, error) {
 	info := DeviceInfo{ID: d.rec.ID, Name: d.rec.Name, Size: d.rec.Size, Mapped: d.rec.Mapped,
-		Parent: d.rec.Parent, Txid: d.rec.Txid, Active: d.owner != nil}
+		Parent: d.rec.Parent, Txid: d.rec.Txid, Active: d.owner != nil || len(d.readers) > 0}
 	if d.rec.Origin != nil {
 		o := *d.rec.Origin
 		info.Origin = &o
+	}
+	if d.rec.Use != nil {
+		u := *d.rec.Use
+		info.Use = &u
 	}
 	var err error
 	if info.Highest, err = p.highestLocked(d); err != nil {

@@ -25,7 +25,7 @@
 //	POOL/data      data block b is at b × block size; nothing else is in it
 //	POOL/index/    badger:
 //	  s            the superblock, JSON
-//	  d/ID         a device, JSON: name, size, root node, mapped blocks, origin
+//	  d/ID         a device, JSON: name, size, root node, mapped blocks, origin, use
 //	  n/NODE       a node, binary (see node.go)
 //	POOL/ballast   space that is given back when the disk is full
 //
@@ -34,6 +34,16 @@
 // that first wrote it. A tree is as high as its highest block needs. Nodes
 // have fresh ids and never change once they are durable: a change makes copies
 // of the path from the root (shadowing, as dm-btree).
+//
+// # External origins and sizes
+//
+// A device's record says how far its origin still shows (Origin.Valid); that only
+// goes down, when the device is made smaller, and so what was cut off reads as
+// zeros when it grows again. A range that was zeroed has entries without a data
+// block. All of it changes in the commit in which the size does.
+//
+// A device has one owner, who may change it, or any number of readers. What it is
+// for (Use) the pool keeps for the union, whose files it may hold (internal/stub).
 //
 // # Counts
 //

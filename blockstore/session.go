@@ -15,12 +15,12 @@ type Session struct {
 	hook Owner // who is asked to settle, drop and give back
 
 	mu  sync.Mutex
-	ids map[uint32]struct{} // the devices it has open
+	ids map[uint32]bool // the devices it has open; true for those it may change
 }
 
 // NewSession starts a session whose promises hook gives up when asked.
 func (p *Pool) NewSession(hook Owner) *Session {
-	return &Session{p: p, hook: hook, ids: map[uint32]struct{}{}}
+	return &Session{p: p, hook: hook, ids: map[uint32]bool{}}
 }
 
 // Settle, Drop and GiveBack make a session the Owner of its devices.
@@ -30,13 +30,22 @@ func (s *Session) GiveBack()              { s.hook.GiveBack() }
 
 // Open acquires a device.
 func (s *Session) Open(name string) (DeviceInfo, error) {
-	info, err := s.p.Acquire(name, s)
+	return s.acquire(name, true, s.p.Acquire)
+}
+
+// OpenToRead acquires a device to read it only.
+func (s *Session) OpenToRead(name string) (DeviceInfo, error) {
+	return s.acquire(name, false, s.p.AcquireToRead)
+}
+
+func (s *Session) acquire(name string, writes bool, how func(string, Owner) (DeviceInfo, error)) (DeviceInfo, error) {
+	info, err := how(name, s)
 	if err != nil {
 		return info, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.ids[info.ID] = struct{}{}
+	s.ids[info.ID] = writes
 	return info, nil
 }
 
@@ -65,8 +74,8 @@ func (s *Session) Close() {
 func (s *Session) opened(id uint32) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, open := s.ids[id]; !open {
-		return errs.New(errs.Failed, "device %d is not open in this session", id)
+	if !s.ids[id] {
+		return errs.New(errs.Failed, "device %d is not open for writing in this session", id)
 	}
 	return nil
 }
@@ -129,8 +138,13 @@ func (s *Session) change(id uint32, from, count uint64, how func(uint32, uint64,
 	return how(id, from, count)
 }
 
-// Resize is Pool.ResizeDevice.
-func (s *Session) Resize(id uint32, size int64) error { return s.p.ResizeDevice(id, size, s) }
+// Resize is Pool.SetSize on an open device.
+func (s *Session) Resize(id uint32, size int64) error {
+	if err := s.opened(id); err != nil {
+		return err
+	}
+	return s.p.SetSize(id, size, s)
+}
 
 // Flush assigns list and returns when all changes of the device, and all
 // data written before, are durable. A commit takes place only if the device

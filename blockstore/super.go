@@ -60,6 +60,7 @@ type deviceRecord struct {
 	Txid   uint64  `json:"transaction"`      // of the pool when it was made
 	Parent string  `json:"parent,omitempty"`
 	Origin *Origin `json:"origin,omitempty"`
+	Use    *Use    `json:"use,omitempty"`
 	// Nonce is what the creator called this creation, so that it can tell
 	// its own device from somebody else's of the same name after a crash.
 	Nonce string `json:"nonce,omitempty"`

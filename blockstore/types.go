@@ -142,12 +142,28 @@ func (m Mode) String() string {
 // Origin is the external origin of a device: a file that answers for every
 // block that the device does not map.
 type Origin struct {
-	Path  string `json:"path"`
-	Size  int64  `json:"size"`  // bytes
-	Mtime int64  `json:"mtime"` // nanoseconds since 1970
-	Ino   uint64 `json:"ino"`   // a hint only
-	Valid int64  `json:"valid"` // bytes of the origin that still show through
+	Path  string `json:"path"`          // where it was when the device was made
+	Rel   string `json:"rel,omitempty"` // of a file in a branch: its path there
+	Size  int64  `json:"size"`          // bytes
+	Mtime int64  `json:"mtime"`         // nanoseconds since 1970
+	Ino   uint64 `json:"ino"`           // a hint only
+	Valid int64  `json:"valid"`         // bytes of the origin that still show through
 }
+
+// Use says which file of a union a device holds the blocks of. The pool keeps
+// it and makes nothing of it.
+type Use struct {
+	Upper string `json:"upper"`           // the random id of the upper that the file is in
+	Stub  string `json:"stub"`            // what tells the inode there from all others
+	Key   string `json:"key"`             // random; who does not know it has not read the stub
+	State string `json:"state,omitempty"` // Creating, Unlinking, or empty: the file is there
+}
+
+// States of a Use in which the file may or may not be there after a crash.
+const (
+	Creating  = "creating"
+	Unlinking = "unlinking"
+)
 
 // DeviceInfo describes a thin device.
 type DeviceInfo struct {
@@ -161,6 +177,7 @@ type DeviceInfo struct {
 	Txid      uint64  `json:"transaction"`
 	Active    bool    `json:"active"` // somebody has it open
 	Origin    *Origin `json:"origin,omitempty"`
+	Use       *Use    `json:"use,omitempty"`
 }
 
 // The errors of a pool carry the errno that dm-thin gives.

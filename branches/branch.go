@@ -31,6 +31,7 @@ type Branch struct {
 	HasMounts bool         // something is mounted below Root
 	NoSuid    bool         // its mount ignores set-user-id bits and file capabilities
 	CopyUps   atomic.Int64 // things copied to it
+	Stubs     atomic.Bool  // it has a directory whiteout.StubDir, so that there may be stubs in it
 	override  int          // stat-override mode found in the branch root, see fs
 }
 

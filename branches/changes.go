@@ -25,6 +25,9 @@ type Comparison struct {
 	// OneFS: both lie on one file system, where equal files may share their blocks.
 	OneFS        bool
 	DeletedFirst bool // in each directory; else names are in order
+	// Stubs is how the content of files that were copied up by blocks is found;
+	// without it they are an error.
+	Stubs *Stubs
 }
 
 // Kinds of changes, as `docker diff` has them.
@@ -55,12 +58,12 @@ func (cmp Comparison) Run(emit func(*Difference) error) error {
 		full = slices.Concat(cmp.Uppers, cmp.Lowers)
 	}
 	var err error
-	if c.full, err = openAll(full); err != nil {
+	if c.full, err = openAll(full, len(cmp.Uppers), cmp.Stubs); err != nil {
 		return err
 	}
 	defer c.full.Close()
 	if len(cmp.Lowers) > 0 {
-		if c.low, err = openAll(cmp.Lowers); err != nil {
+		if c.low, err = openAll(cmp.Lowers, 0, cmp.Stubs); err != nil {
 			return err
 		}
 		defer c.low.Close()
@@ -71,8 +74,8 @@ func (cmp Comparison) Run(emit func(*Difference) error) error {
 	return c.walk(&reporter{links: &c.links, emit: emit})
 }
 
-func openAll(dirs []string) (*Stack, error) {
-	cfg := Config{ReadOnly: true}
+func openAll(dirs []string, uppers int, stubs *Stubs) (*Stack, error) {
+	cfg := Config{ReadOnly: true, Uppers: uppers, Stubs: stubs}
 	for _, d := range dirs {
 		cfg.Branches = append(cfg.Branches, Spec{Path: d, Mode: RO})
 	}
@@ -275,6 +278,9 @@ func (c *comparison) file(p *pair, v visitor) error {
 	}
 	if copied != nil {
 		p.new = copied
+		if err := copied.showAt(p.path); err != nil {
+			return fmt.Errorf("%s: %w", p.path, err)
+		}
 	} else if p.same && !c.everything && !c.links.affected[p.path] {
 		return nil
 	}
@@ -287,6 +293,9 @@ func find(s *Stack, d *Dir, e Entry) (*Object, *Dir, error) {
 		o, err := object(d, e.Part, e.Name)
 		if err == unix.ENOENT {
 			return nil, nil, nil
+		}
+		if err == nil {
+			err = o.showAt(below(d.Path(), e.Name))
 		}
 		return o, nil, err
 	}

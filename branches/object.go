@@ -2,6 +2,7 @@ package branches
 
 import (
 	"bytes"
+	"io"
 	"slices"
 	"strings"
 
@@ -19,7 +20,8 @@ type Object struct {
 	Stat sys.Stat // with owner, mode and type as an override attribute says
 	dir  *Dir
 	part *Part
-	name string // "" for the root
+	name string  // "" for the root
+	stub *stubOf // of a file that was copied up by blocks, else nil
 }
 
 // Xattr is one extended attribute.
@@ -40,6 +42,7 @@ func object(d *Dir, p *Part, name string) (*Object, error) {
 		}
 		if err == nil {
 			o.override(fd)
+			err = o.readStub(fd)
 		}
 		return err
 	})
@@ -115,8 +118,12 @@ func (o *Object) Xattrs() (list []Xattr, err error) {
 }
 
 // Open opens the content of a regular file for reading.
-func (o *Object) Open() (fd int, err error) {
-	err = o.at(func(dir int) (err error) {
+func (o *Object) Open() (Content, error) {
+	if o.stub != nil {
+		return o.openStub()
+	}
+	fd := -1
+	err := o.at(func(dir int) (err error) {
 		for _, ns := range []whiteout.Namespace{whiteout.Trusted, whiteout.User} {
 			if _, err := sys.GetXattrInto(dir, o.name, string(ns)+"overlay.metacopy", nil); err == nil {
 				return errs.New(errs.Unsupported, "kernel overlay with metacopy=on has copied up its attributes only: its content is still in a lower branch")
@@ -125,7 +132,10 @@ func (o *Object) Open() (fd int, err error) {
 		fd, err = sys.OpenUntouched(dir, o.name, 0)
 		return err
 	})
-	return fd, err
+	if err != nil {
+		return nil, err
+	}
+	return fdReader(fd), nil
 }
 
 // Readlink returns the target of a symbolic link.
@@ -208,42 +218,43 @@ func sameContent(a, b *Object, oneFS bool) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	defer sys.Close(fa)
+	defer fa.Close()
 	fb, err := b.Open()
 	if err != nil {
 		return false, err
 	}
-	defer sys.Close(fb)
-	if oneFS && sys.SameExtents(fa, fb) {
-		return true, nil
+	defer fb.Close()
+	if x, ok := fa.(fdReader); ok && oneFS {
+		if y, ok := fb.(fdReader); ok && sys.SameExtents(int(x), int(y)) {
+			return true, nil
+		}
 	}
+	size := int64(a.Stat.Size)
 	x, y := make([]byte, 256<<10), make([]byte, 256<<10)
-	for off := int64(0); ; {
-		n, err := readFull(fa, x, off)
+	for off := int64(0); off < size; off += int64(len(x)) {
+		p, q := x[:min(int64(len(x)), size-off)], y[:min(int64(len(y)), size-off)]
+		n, err := readFull(fa, p, off)
 		if err != nil {
 			return false, err
 		}
-		m, err := readFull(fb, y, off)
-		if err != nil || !bytes.Equal(x[:n], y[:m]) {
+		m, err := readFull(fb, q, off)
+		if err != nil || !bytes.Equal(p[:n], q[:m]) {
 			return false, err
 		}
-		if n < len(x) {
-			return true, nil
+		if n < len(p) {
+			break
 		}
-		off += int64(n)
 	}
+	return true, nil
 }
 
 // readFull reads at off until buf is full or the file ends.
-func readFull(fd int, buf []byte, off int64) (n int, err error) {
-	for n < len(buf) {
-		m, err := sys.PRead(fd, buf[n:], off+int64(n))
-		if err != nil || m == 0 {
-			return n, err
-		}
-		n += m
+func readFull(c Content, buf []byte, off int64) (n int, err error) {
+	n, err = c.ReadAt(buf, off)
+	if err == io.EOF {
+		err = nil
 	}
-	return n, nil
+	return n, err
 }
 
 // below appends name to a path in the merged tree, whose root is "/".

@@ -50,6 +50,7 @@ func openBranch(index int, spec Spec, cfg Config, table mountTable) (*Branch, er
 		b.NoSuid = fs.Flags&unix.ST_NOSUID != 0
 	}
 	b.detectOverride()
+	b.detectStubs()
 	return b, nil
 }
 

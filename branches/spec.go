@@ -32,5 +32,7 @@ type Config struct {
 	ReadOnly   bool     // take no lock, write nothing, even if there are RW branches
 	Volatile   bool     // leave (and look for) the mark of a volatile mount; layerfs mount only
 	Exclude    []string // absolute directories that must not be shown in any lower branch
+	Uppers     int      // of a comparison: how many of the branches are compared with the rest
+	Stubs      *Stubs   // of a comparison: how the content of stubs is found
 	ShowMarks  bool     // show whiteouts and opaque marks as they lie in the branches (AUFS's shwh); needs ReadOnly
 }

@@ -47,8 +47,9 @@ func (f *FS) statLocked(n *node) (sys.Stat, error) {
 	if err != nil {
 		return st, err
 	}
-	f.applyOverride(f.branchOfLocked(n), at.fd, at.name, &st)
-	return st, nil
+	err = f.complete(f.branchOfLocked(n), at.fd, at.name, &st)
+	n.broken = err != nil
+	return st, err
 }
 
 // fillLocked translates attributes of n's file to what the mount shows.
@@ -168,6 +169,11 @@ func (f *FS) setAttr(n *node, in *fuse.SetAttrIn) error {
 	if err := f.copyUp(n); err != nil {
 		return err
 	}
+	if mode, ok := in.GetMode(); ok && mode&unix.S_IRUSR == 0 {
+		if err := f.unstub(n); err != nil {
+			return err
+		}
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	at, err := f.locateLocked(n)
@@ -175,6 +181,7 @@ func (f *FS) setAttr(n *node, in *fuse.SetAttrIn) error {
 		return err
 	}
 	defer at.release()
+	n.forgetTouchLocked()
 	b := n.changeableLocked()
 	if err := f.chown(b, at, in); err != nil {
 		return err
@@ -184,7 +191,32 @@ func (f *FS) setAttr(n *node, in *fuse.SetAttrIn) error {
 			return err
 		}
 	}
-	return utimes(at, in)
+	return f.setTimesLocked(n, at, in)
+}
+
+// setTimesLocked sets the times of n, which is at at: those that a settle keeps
+// for it, too. Preconditions: n.mu is held.
+func (f *FS) setTimesLocked(n *node, at location, in *fuse.SetAttrIn) error {
+	if err := utimes(at, in); err != nil || n.back == nil || n.back.stub == nil {
+		return err
+	}
+	d := n.back.stub.opened()
+	if d == nil || d.times.Load() == nil {
+		return nil
+	}
+	st, err := sys.StatAt(at.fd, at.name, 0)
+	if err != nil {
+		return err
+	}
+	t := *d.times.Load()
+	if in.Valid&(fuse.FATTR_ATIME|fuse.FATTR_ATIME_NOW) != 0 {
+		t.atime = sys.Timespec(st.Atime)
+	}
+	if in.Valid&(fuse.FATTR_MTIME|fuse.FATTR_MTIME_NOW) != 0 {
+		t.mtime = sys.Timespec(st.Mtime)
+	}
+	d.times.Store(&t)
+	return nil
 }
 
 func (f *FS) chown(b *branches.Branch, at location, in *fuse.SetAttrIn) error {

@@ -15,6 +15,7 @@ import (
 type backing struct {
 	fd       int           // immutable
 	writable bool          // immutable
+	stub     *stubFile     // of a file that was copied up by blocks, else nil. Immutable once others see it.
 	count    *atomic.Int64 // FS.backings. Immutable.
 	refs     atomic.Int32
 }
@@ -28,6 +29,9 @@ func (f *FS) newBacking(fd int, writable bool) *backing {
 
 func (b *backing) release() {
 	if b.refs.Add(-1) == 0 {
+		if b.stub != nil {
+			b.stub.letGo(b.fd)
+		}
 		sys.Close(b.fd)
 		b.count.Add(-1)
 	}
@@ -83,6 +87,15 @@ func (f *FS) openFileLocked(n *node, write bool) (*backing, error) {
 
 // openBackingLocked opens n's file anew. Preconditions: n.mu is held.
 func (f *FS) openBackingLocked(n *node, write bool) (*backing, error) {
+	b, err := f.openDiskLocked(n, write)
+	if err != nil {
+		return nil, err
+	}
+	return f.withStub(n, f.branchOfLocked(n), b)
+}
+
+// openDiskLocked opens what is on disk, be it a stub. Preconditions: n.mu is held.
+func (f *FS) openDiskLocked(n *node, write bool) (*backing, error) {
 	at, err := f.locateLocked(n)
 	if err != nil {
 		return nil, err

@@ -26,6 +26,8 @@ type copyOptions struct {
 	sealed bool
 	// to is the branch that the copy is for; nil for the one that the policy says.
 	to *branches.Branch
+	// moved: the file that is copied will be removed.
+	moved bool
 }
 
 // copyUp makes n exist in a writable branch. It is built in the work directory
@@ -105,6 +107,7 @@ func (f *FS) copyUpFile(n *node, o copyOptions) error {
 	n.mu.Lock()
 	branch := f.branchOfLocked(n)
 	from, err := f.namedLocked(n)
+	rel := n.low.path()
 	n.mu.Unlock()
 	if err != nil {
 		return err
@@ -117,9 +120,11 @@ func (f *FS) copyUpFile(n *node, o copyOptions) error {
 	if st.Sealed() && !o.sealed {
 		return unix.EPERM
 	}
-	f.applyOverride(branch, from.fd, from.name, &st)
+	if err := f.complete(branch, from.fd, from.name, &st); err != nil {
+		return err
+	}
 	links := f.indexes[to]
-	cp := &copied{to: to, from: branch, tmp: to.Work.Name()}
+	cp := &copied{to: to, from: branch, rel: rel, tmp: to.Work.Name(), moved: o.moved}
 	cp.back, err = f.copyBody(n, from, cp, &st, o.cut)
 	if err == nil {
 		cp.index, err = links.indexCopy(n, from, cp.tmp, &st)
@@ -128,11 +133,11 @@ func (f *FS) copyUpFile(n *node, o copyOptions) error {
 		err = f.placeCopy(n, cp)
 	}
 	if err != nil && n.changeable() != to {
-		if cp.back != nil {
-			cp.back.release()
-		}
 		links.unindexCopy(cp.index)
 		to.Work.Discard(cp.tmp)
+		if cp.back != nil {
+			cp.back.release() // a stub without a name takes its device along
+		}
 	}
 	if err != nil {
 		return err
@@ -145,6 +150,8 @@ func (f *FS) copyUpFile(n *node, o copyOptions) error {
 // copied is a finished copy on its way to its place.
 type copied struct {
 	to, from *branches.Branch
+	rel      string   // the path in from of a file that lies in a lower
+	moved    bool     // see copyOptions
 	tmp      string   // its name in the work directory of to
 	back     *backing // of a regular file
 	index    *indexed // of one with several names
@@ -172,7 +179,7 @@ func (f *FS) copyBody(n *node, low location, cp *copied, st *sys.Stat, c *cut) (
 	to := cp.at()
 	switch st.Type() {
 	case unix.S_IFREG:
-		back, err = f.copyContent(low, to, st, c)
+		back, err = f.copyContent(n, low, cp, st, c)
 	case unix.S_IFLNK:
 		var target []byte
 		if target, err = sys.Readlink(low.fd, low.name); err == nil {
@@ -193,39 +200,72 @@ func (f *FS) copyBody(n *node, low location, cp *copied, st *sys.Stat, c *cut) (
 	return back, f.syncCopy(back)
 }
 
-func (f *FS) copyContent(low, to location, st *sys.Stat, c *cut) (*backing, error) {
-	src, err := sys.OpenUntouched(low.fd, low.name, 0)
-	if err == unix.EXDEV { // a file that something is mounted on shows as an empty one
-		src, err = -1, nil
-	}
+// copyContent makes the copy of a regular file, with its content: all of it, or
+// as a stub.
+func (f *FS) copyContent(n *node, low location, cp *copied, st *sys.Stat, c *cut) (*backing, error) {
+	src, err := f.openSource(n, low, cp)
 	if err != nil {
 		return nil, err
 	}
-	if src >= 0 {
-		defer sys.Close(src)
+	if src != nil {
+		defer src.release()
 	}
+	to := cp.at()
 	dst, err := sys.OpenIn(to.fd, to.name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0600)
 	if err != nil {
 		return nil, err
 	}
-	back := f.newBacking(dst, true)
-	if src >= 0 {
-		size := int64(st.Size)
-		if c != nil {
-			size = min(size, c.size)
+	size, valid := sizeOfCopy(st, c)
+	readable := f.euid == 0 || st.Mode&unix.S_IRUSR != 0 // see unstub
+	if src != nil && src.stub == nil && readable && f.wantsBlocks(cp.from, size, cp.moved) {
+		if f.opts.CopyUp == CopyAuto && c == nil && f.reflinks.clone(dst, src.fd, cp.to.Dev, cp.from.Dev) {
+			f.counters.copiedBytes.Add(size)
+			return f.newBacking(dst, true), nil
 		}
-		f.counters.copiedBytes.Add(size)
-		err = sys.CopyData(dst, src, size)
+		back, err := f.copyByBlocks(n, src.fd, cp.rel, dst, cp, st, c)
+		if err != errNotByBlocks {
+			if err != nil {
+				sys.Close(dst)
+			}
+			return back, err
+		}
 	}
-	if err == nil && c != nil && c.size > int64(st.Size) {
-		err = sys.Ftruncate(dst, c.size)
+	back := f.newBacking(dst, true)
+	if src != nil {
+		f.counters.copiedBytes.Add(valid)
+		if src.stub != nil {
+			err = copyStub(dst, src, valid)
+		} else {
+			err = sys.CopyData(dst, src.fd, valid)
+		}
+	}
+	if err == nil && size > valid {
+		err = sys.Ftruncate(dst, size)
 	}
 	return back, err
+}
+
+// openSource opens the file at low that is to be copied; nil for one that
+// something is mounted on, which shows as an empty one.
+func (f *FS) openSource(n *node, low location, cp *copied) (*backing, error) {
+	fd, err := sys.OpenUntouched(low.fd, low.name, 0)
+	if err == unix.EXDEV {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return f.withStub(n, cp.from, f.newBacking(fd, false))
 }
 
 func (f *FS) syncCopy(back *backing) error {
 	if back == nil {
 		return nil
+	}
+	if back.stub != nil && f.opts.Sync != SyncVolatile {
+		return sys.Fsync(back.fd) // its attribute counts as data
 	}
 	switch f.opts.Sync {
 	case SyncAuto:
@@ -292,6 +332,9 @@ func (f *FS) placeCopyAt(n *node, p place, cp *copied) (done bool, err error) {
 		f.table.alias(n, f.identity(cp.to, &st))
 		n.home = cp.to
 		f.adoptIndexLocked(n, cp.index, st.Nlink)
+		if cp.back != nil {
+			f.inPlace(cp.back)
+		}
 		f.swapBackLocked(n, cp.back)
 		return f.syncPlace(to.fd)
 	})

@@ -41,6 +41,24 @@
 // that something there would hide; who writes its data then holds node.copyMu
 // for reading.
 //
+// # Files that were copied up by blocks
+//
+// internal/stub says what they are. Here such a file is a node like any other:
+// its home has the stub, on which everything is done that concerns names, owner,
+// mode, attributes and times. Only the backing is another: it has the descriptor
+// of the stub and, from the first use of the content on, the open device
+// (stubFile, blockFile), which all backings of the file share. The size is the
+// device's (FS.complete). A change of the content sets the stub's modification
+// time and takes file capabilities away, as the kernel does for other files.
+//
+// A device is open while a backing uses it and for a moment after; a pool as long
+// as a device is open. Both are looked after by one goroutine (blockFiles.work),
+// which also removes devices: when the last backing of a stub that has no name
+// any more is closed. What fails with stubs and pools is kept for Status (trouble).
+//
+// A settle (settle.go) copies the content into the stub while others write, notes
+// what they write (dirt), and makes the file plain with copyMu in hand.
+//
 // # Changes of the branches
 //
 // Every request is inside the gate. A change of the branches (live.go) shuts it,
@@ -69,8 +87,13 @@
 //	      dirNode.mu            names in a directory; ancestor before descendant
 //	        node.mu             names, state and open file of a node; two in the order of their ids
 //	          branches' locks, table.mu, handles.mu     leaves
+//	          stubFile.mu                 a stub's device being opened
+//	            blockFiles.adopting, blockFile.size
+//	              pool.mu, pools.mu, blockFiles.mu      leaves, but for the pool's own process
 //
 // renameMu and copyMu are never wanted by a holder of dirNode.mu or node.mu.
 // Only node.copyMu is held while data is copied, and nothing is held across
-// a notification of pages or entries.
+// a notification of pages or entries. The pool process may be asked with node.mu
+// and dirNode.mu in hand (a size, that a name is going); it never asks back for
+// anything that needs them.
 package fs

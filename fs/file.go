@@ -28,8 +28,12 @@ func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.St
 	}
 	n.mu.Unlock()
 	if err == nil {
+		if b.stub != nil {
+			_, err = b.data() // whoever opens it hears of it when the content is gone
+		}
 		b.release()
-	} else {
+	}
+	if err != nil {
 		f.closed(n, writes)
 		return status(err)
 	}
@@ -109,14 +113,28 @@ func (r *readResult) Done()     { r.back.release() }
 
 // Bytes implements fuse.ReadResult.
 func (r *readResult) Bytes(buf []byte) ([]byte, fuse.Status) {
-	n, err := sys.PRead(r.back.fd, buf[:min(r.size, len(buf))], r.off)
+	n, err := r.back.read(buf[:min(r.size, len(buf))], r.off)
 	return buf[:n], status(err)
 }
 
 // Readv is what go-fuse's protocol server prefers to Bytes.
 func (r *readResult) Readv(dst [][]byte) (int, fuse.Status) {
-	n, err := sys.PReadV(r.back.fd, dst, r.off)
-	return n, status(err)
+	if r.back.stub == nil {
+		n, err := sys.PReadV(r.back.fd, dst, r.off)
+		return n, status(err)
+	}
+	done := 0
+	for _, buf := range dst {
+		n, err := r.back.read(buf, r.off+int64(done))
+		done += n
+		if err != nil {
+			return done, status(err)
+		}
+		if n < len(buf) {
+			break
+		}
+	}
+	return done, fuse.OK
 }
 
 // Read implements fuse.RawFileSystem.
@@ -153,11 +171,9 @@ func (f *FS) writable(id uint64) (*node, *backing, fuse.Status) {
 
 // openToWrite opens n, which is in a writable branch, and keeps it there until wrote.
 func (f *FS) openToWrite(n *node) (*backing, error) {
-	if f.stack.Several() {
-		n.copyMu.RLock()
-	}
+	n.copyMu.RLock()
 	b, err := f.openFile(n, true)
-	if err != nil && f.stack.Several() {
+	if err != nil {
 		n.copyMu.RUnlock()
 	}
 	return b, err
@@ -166,9 +182,7 @@ func (f *FS) openToWrite(n *node) (*backing, error) {
 // wrote ends what openToWrite has begun.
 func (f *FS) wrote(n *node, b *backing) {
 	b.release()
-	if f.stack.Several() {
-		n.copyMu.RUnlock()
-	}
+	n.copyMu.RUnlock()
 }
 
 // Write implements fuse.RawFileSystem.
@@ -185,7 +199,7 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 	}
 	done := 0
 	for done < len(data) {
-		w, err := sys.PWrite(b.fd, data[done:], int64(in.Offset)+int64(done))
+		w, err := b.write(data[done:], int64(in.Offset)+int64(done))
 		if err != nil {
 			if done > 0 {
 				break // a short write; the caller sees the error when it goes on
@@ -266,7 +280,7 @@ func (f *FS) truncate(n *node, c *cut) error {
 			return err
 		}
 	}
-	return sys.Ftruncate(b.fd, c.size)
+	return b.truncate(c.size)
 }
 
 // Flush implements fuse.RawFileSystem: writes have gone to the branch, there
@@ -288,10 +302,7 @@ func (f *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	}
 	defer b.release()
 	const dataOnly = 1 // FUSE_FSYNC_FDATASYNC
-	if in.FsyncFlags&dataOnly != 0 {
-		return status(sys.Fdatasync(b.fd))
-	}
-	return status(sys.Fsync(b.fd))
+	return status(b.sync(in.FsyncFlags&dataOnly != 0))
 }
 
 // Fallocate implements fuse.RawFileSystem.
@@ -302,7 +313,7 @@ func (f *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 	}
 	defer f.wrote(n, b)
 	return status(f.changeData(n, b, &in.Caller, func() error {
-		return sys.Fallocate(b.fd, in.Mode, int64(in.Offset), int64(in.Length))
+		return b.fallocate(in.Mode, int64(in.Offset), int64(in.Length))
 	}))
 }
 
@@ -317,7 +328,7 @@ func (f *FS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse
 		return status(err)
 	}
 	defer b.release()
-	off, err := sys.Seek(b.fd, int64(in.Offset), int(in.Whence))
+	off, err := b.seek(int64(in.Offset), int(in.Whence))
 	out.Offset = uint64(off)
 	return status(err)
 }
@@ -341,7 +352,7 @@ func (f *FS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32,
 	defer from.release()
 	n := 0
 	err = f.changeData(out, dst, &in.Caller, func() (err error) {
-		n, err = sys.CopyFileRange(from.fd, int64(in.OffIn), dst.fd, int64(in.OffOut), int(min(in.Len, 1<<30)))
+		n, err = from.copyTo(int64(in.OffIn), dst, int64(in.OffOut), int64(min(in.Len, 1<<30)))
 		return err
 	})
 	return uint32(n), status(err)

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"errors"
 	"fmt"
 	"log"
 	"os"
@@ -13,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/layerfs/layerfs/branches"
+	"github.com/layerfs/layerfs/internal/sys"
+	"github.com/layerfs/layerfs/whiteout"
 )
 
 const rootID = fuse.FUSE_ROOT_ID
@@ -47,6 +50,11 @@ type FS struct {
 	// ancestry of the two does not change under them (s_vfs_rename_mutex).
 	renameMu sync.Mutex
 
+	files    blockFiles // of what was copied up by blocks
+	reflinks reflinks
+	settler  settler
+	troubles troubles
+
 	backings    atomic.Int64 // open files in branches
 	maxBackings int64        // immutable
 
@@ -71,6 +79,8 @@ func New(stack *branches.Stack, opts Options) (*FS, error) {
 	}
 	f.timeout.Store(int64(opts.Timeout))
 	f.table = newTable(f.gone)
+	f.files.init(opts.Pools, f.trouble)
+	f.settler.upTo.Store(-1)
 	if opts.Watch {
 		var err error
 		if f.watcher, err = newWatcher(f); err != nil {
@@ -200,12 +210,38 @@ func (f *FS) Init(*fuse.Server) {}
 
 // Close gives everything back after the unmount and empties the work directory.
 func (f *FS) Close() error {
+	f.settler.stopped.Store(true)
+	f.settler.running.Lock() // for good
 	f.watcher.close()
 	f.handles.closeAll()
+	err := f.closeStubs()
 	for _, l := range f.indexes {
 		l.close()
 	}
-	return f.stack.Close()
+	if e := f.stack.Close(); err == nil {
+		err = e
+	}
+	return err
+}
+
+// closeStubs lets go of all stubs, of which the kernel does not say at the end
+// that it forgets them, and of their devices and pools.
+func (f *FS) closeStubs() error {
+	for _, n := range f.table.all() {
+		n.mu.Lock()
+		if n.back != nil && n.back.stub != nil {
+			n.back.release()
+			n.back = nil
+		}
+		n.mu.Unlock()
+	}
+	err := f.files.finish()
+	whole := f.wholeBranches()
+	err = errors.Join(err, f.files.close())
+	for _, b := range whole { // nobody needs its private pool any more
+		_ = sys.KeepTimes(b.Root, func() error { return sys.RemoveAll(b.Root, whiteout.StubDir) }) // else it stays, and does no harm
+	}
+	return err
 }
 
 // gone is called for a node that nobody remembers any more.

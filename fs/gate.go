@@ -12,7 +12,9 @@ import (
 type gate struct {
 	// inside counts what is inside; while the gate is shut, gateShut less.
 	inside atomic.Int64
-	empty  chan struct{} // a word that nothing is inside any more. Immutable once shut.
+	// entered counts those who came in.
+	entered atomic.Int64
+	empty   chan struct{} // a word that nothing is inside any more. Immutable once shut.
 
 	shutMu sync.Mutex    // held while the gate is shut
 	mu     sync.Mutex    // a leaf
@@ -23,6 +25,7 @@ const gateShut = 1 << 40
 
 // Enter waits while the gate is shut. Leave must be called in the end.
 func (g *gate) Enter() {
+	g.entered.Add(1)
 	for g.inside.Add(1) <= 0 {
 		g.mu.Lock()
 		opened := g.opened

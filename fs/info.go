@@ -13,7 +13,7 @@ import (
 )
 
 type counters struct {
-	opens, copyUps, copiedBytes atomic.Int64
+	opens, copyUps, copiedBytes, blockCopyUps, notCopied atomic.Int64
 }
 
 // Status is what `layerfs status` prints.
@@ -32,6 +32,13 @@ type Status struct {
 	CopyUps     int64  `json:"copy_ups"`
 	CopiedBytes int64  `json:"copied_bytes"`
 	Uptime      string `json:"uptime"`
+
+	CopyUp       string   `json:"copyup"`           // full, block or auto
+	Pool         string   `json:"pool,omitempty"`   // the shared pool
+	BlockCopyUps int64    `json:"block_copy_ups"`   // of this mount
+	NotCopied    int64    `json:"bytes_not_copied"` // by them: what full copies would have copied
+	OpenDevices  int      `json:"open_devices"`
+	Troubles     []string `json:"troubles,omitempty"` // stubs and pools that failed
 }
 
 // Status returns what is to be said of the mount as a whole.
@@ -45,6 +52,9 @@ func (f *FS) Status() Status {
 		Nodes: f.table.count(), Opens: f.counters.opens.Load(),
 		CopyUps: f.counters.copyUps.Load(), CopiedBytes: f.counters.copiedBytes.Load(),
 		Uptime: time.Since(f.started).Round(time.Second).String(),
+		CopyUp: [...]string{"full", "block", "auto"}[f.opts.CopyUp], Pool: f.opts.PoolPath,
+		BlockCopyUps: f.counters.blockCopyUps.Load(), NotCopied: f.counters.notCopied.Load(),
+		OpenDevices: f.files.count(), Troubles: f.troubles.all(),
 	}
 	if f.opts.Timeout > 0 {
 		s.Caches = "entries, attributes, pages, directories"
@@ -101,6 +111,7 @@ type TraceStep struct {
 	Branch string   `json:"branch,omitempty"`
 	Also   []string `json:"also,omitempty"` // the other branches of a merged directory
 	Why    string   `json:"why"`
+	Blocks *Layout  `json:"blocks,omitempty"` // of a file that was copied up by blocks
 }
 
 // Trace resolves p, relative to the root of the mount, component by
@@ -148,7 +159,9 @@ func (f *FS) step(dir *branches.Dir, name string, res *branches.Resolution) Trac
 		}
 		return dirStep(name, res.Dir, why)
 	}
-	return TraceStep{Name: name, Kind: "file", Branch: res.Where.Branch.Path, Why: "topmost branch that has it"}
+	step := TraceStep{Name: name, Kind: "file", Branch: res.Where.Branch.Path, Why: "topmost branch that has it"}
+	f.traceStub(dir, name, res, &step)
+	return step
 }
 
 func dirStep(name string, d *branches.Dir, why string) TraceStep {
@@ -173,6 +186,9 @@ func (t Trace) Lines() []string {
 			line += " over " + strings.Join(s.Also, ", ")
 		}
 		out = append(out, strings.TrimRight(line, " ")+"  ("+s.Why+")")
+		if s.Blocks != nil {
+			out = append(out, s.Blocks.lines()...)
+		}
 	}
 	return out
 }

@@ -30,9 +30,7 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 		f.addPlaceLocked(n, place{c.parent, name, n.home})
 		n.mu.Unlock()
 		f.table.alias(n, f.identity(c.on, &c.st)) // counts nothing; the key may have gone with a former last name
-		f.table.mu.Lock()
-		n.lookups++
-		f.table.mu.Unlock()
+		f.table.count1(n)
 		f.entry(n, &c.st, out)
 	}))
 }

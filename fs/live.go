@@ -329,6 +329,10 @@ func (r *refresh) stay(c, dir *node, name string, res *branches.Resolution) {
 	case res.Where.Branch != was: // another name of a copied-up file
 	case res.Home != nil:
 		c.home, c.low = res.Home, lowFile{}
+		if c.back != nil && c.back.stub != nil && !c.back.stub.write { // its device is open to be read only
+			c.back.release()
+			c.back = nil
+		}
 		r.f.addPlaceLocked(c, place{dir, name, c.home})
 	default:
 		if c.home != nil {

@@ -5,6 +5,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/layerfs/layerfs/branches"
+	"github.com/layerfs/layerfs/internal/stub"
 	"github.com/layerfs/layerfs/internal/sys"
 	"github.com/layerfs/layerfs/whiteout"
 )
@@ -48,6 +49,9 @@ func (f *FS) entry(n *node, st *sys.Stat, out *fuse.EntryOut) {
 	f.fillLocked(n, st, &out.Attr)
 	f.setValid(&out.EntryValid, &out.EntryValidNsec)
 	f.setValid(&out.AttrValid, &out.AttrValidNsec)
+	if n.broken {
+		out.AttrValid, out.AttrValidNsec = 0, 0 // who asks for the size gets EIO
+	}
 }
 
 // find resolves name in parent and refuses what users must not see.
@@ -96,7 +100,9 @@ func (f *FS) lookup(parent *node, name string) (*node, sys.Stat, error) {
 // nodeOf returns the node of a resolution, counted as looked up, and
 // completes res.Stat. Preconditions: parent.dir.mu is held.
 func (f *FS) nodeOf(parent *node, name string, res *branches.Resolution) (*node, error) {
-	if err := f.overrideResolution(parent, name, res); err != nil {
+	err := f.completeResolution(parent, name, res)
+	broken := err == errBroken // it can still be looked at, renamed and removed
+	if err != nil && !broken {
 		return nil, err
 	}
 	if res.Kind == branches.Directory {
@@ -112,6 +118,7 @@ func (f *FS) nodeOf(parent *node, name string, res *branches.Resolution) (*node,
 		n = fresh
 	}
 	n.mu.Lock()
+	n.broken = broken
 	p := place{parent, name, nil}
 	if n.home == res.Home {
 		p.in = n.home
@@ -138,9 +145,11 @@ func (n *node) foundAgainLocked(p place, res *branches.Resolution) {
 	}
 }
 
-// overrideResolution applies the override attributes of the branch that answers.
-func (f *FS) overrideResolution(parent *node, name string, res *branches.Resolution) error {
-	if f.overrideAttr(res.Where.Branch) == "" {
+// completeResolution is complete for what a lookup has found.
+func (f *FS) completeResolution(parent *node, name string, res *branches.Resolution) error {
+	b := res.Where.Branch
+	mayBeStub := res.Stat.IsRegular() && (b.Stubs.Load() || res.Stat.Size == stub.Size)
+	if f.overrideAttr(b) == "" && !mayBeStub {
 		return nil
 	}
 	at, err := acquire(parent.dir.tree, res.Where, name)
@@ -148,8 +157,7 @@ func (f *FS) overrideResolution(parent *node, name string, res *branches.Resolut
 		return err
 	}
 	defer at.release()
-	f.applyOverride(res.Where.Branch, at.fd, at.name, &res.Stat)
-	return nil
+	return f.complete(b, at.fd, at.name, &res.Stat)
 }
 
 func (f *FS) dirNodeOf(parent *node, name string, res *branches.Resolution) *node {

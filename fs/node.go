@@ -25,8 +25,8 @@ type node struct {
 	low   lowFile   // where the file lies in a lower, zero when it does not. Changes only with the branches. Protected by mu.
 	fixed *sys.Stat // attributes of a mount point, which has no part. Immutable.
 
-	// copyMu is held for the whole copy-up of this node; for reading by those
-	// who write its data, when it might move from one writable branch to another.
+	// copyMu is held for the whole copy-up of this node, and while a settle puts
+	// a plain file in its place; for reading by those who write its data.
 	copyMu sync.RWMutex
 
 	mu    sync.Mutex
@@ -40,6 +40,7 @@ type node struct {
 	back   *backing // the open file, while opens > 0 or no name is left. Protected by mu.
 	opens  int      // handles. Protected by mu.
 	writes int      // of them, those that may write. Protected by mu.
+	broken bool     // a stub whose content cannot be found. Protected by mu.
 }
 
 // dirNode is what only a directory has.
@@ -79,6 +80,17 @@ type lowFile struct {
 	dir  *branches.Dir
 	part *branches.Part
 	name string
+}
+
+// path is the path of the file in its branch, "" of one that lies in none.
+func (l lowFile) path() string {
+	if l.part == nil {
+		return ""
+	}
+	if dir := l.part.Path(l.dir); dir != "." {
+		return dir + "/" + l.name
+	}
+	return l.name
 }
 
 func (n *node) isDir() bool { return n.dir != nil }

@@ -28,7 +28,7 @@ func (f *FS) copyUpOnOpen(n *node) error {
 	if to == nil {
 		return nil
 	}
-	done, err := f.copyUpWith(n, copyOptions{to: to})
+	done, err := f.copyUpWith(n, copyOptions{to: to, moved: b.Attr.OnOpen == branches.MoveFiles})
 	if !done || err != nil || b.Attr.OnOpen != branches.MoveFiles {
 		return err
 	}

@@ -3,6 +3,8 @@ package fs
 import (
 	"log"
 	"time"
+
+	"github.com/layerfs/layerfs/internal/stub"
 )
 
 // SyncPolicy says how much of a copy-up reaches the disk before its rename.
@@ -13,6 +15,18 @@ const (
 	SyncStrict                     // the data, the metadata and the directories
 	SyncVolatile                   // nothing, and fsync does nothing either
 )
+
+// CopyUpMode says how the content of big files is copied up.
+type CopyUpMode uint8
+
+const (
+	CopyFull  CopyUpMode = iota // all of it
+	CopyBlock                   // what is changed, in blocks
+	CopyAuto                    // all of it by reflink, else in blocks
+)
+
+// DefaultThreshold is from which size in bytes on a file is copied up by blocks.
+const DefaultThreshold = 256 << 10
 
 // IDMap is one line of a uid or gid mapping: Len ids from Inner on, as the
 // mount shows them, are Outer and the following in the branches.
@@ -40,7 +54,12 @@ type Options struct {
 	AlwaysOpaque     bool // every new directory is opaque (diropq=always)
 	Ino32            bool
 	ReadOnly         bool
-	NoAtime          bool        // reading leaves the access times in the upper alone; in lowers it always does
-	StrictAtime      bool        // every read of a file in the upper sets its access time
+	NoAtime          bool // reading leaves the access times in the upper alone; in lowers it always does
+	StrictAtime      bool // every read of a file in the upper sets its access time
+	CopyUp           CopyUpMode
+	Threshold        int64       // bytes from which on a file is copied up by blocks
+	OriginPaths      bool        // lower files are looked for where they were when they were copied up, if no branch has them
+	PoolPath         string      // of the shared pool, for messages
+	Pools            stub.Pools  // where the blocks go; nil when the mount can open no pool
 	Log              *log.Logger // nil: log.Default()
 }

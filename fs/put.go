@@ -252,7 +252,7 @@ func (f *FS) floorOf(c *newcomer, opaque bool) *branches.Branch {
 func (f *FS) statMade(c *newcomer, dirfd int, name string) (sys.Stat, error) {
 	st, err := sys.StatAt(dirfd, name, 0)
 	if err == nil {
-		f.applyOverride(c.on, dirfd, name, &st)
+		err = f.complete(c.on, dirfd, name, &st)
 	}
 	return st, err
 }

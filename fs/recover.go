@@ -24,6 +24,7 @@ func (f *FS) recover(links *linkIndex) error {
 	if err := f.mendIndex(links); err != nil {
 		return fmt.Errorf("mending the link index: %w", err)
 	}
+	f.collect(links)
 	work.Trust()
 	return nil
 }

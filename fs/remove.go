@@ -198,7 +198,13 @@ func (f *FS) beforeLastLocked(n *node) error {
 	if n.link != "" {
 		return f.keepOrphanLocked(n)
 	}
-	return f.pinLocked(n)
+	if err := f.pinLocked(n); err != nil {
+		return err
+	}
+	if n.back != nil && n.back.stub != nil {
+		n.back.markUnlinking()
+	}
+	return nil
 }
 
 // lastUpperLocked reports whether n has one known name in the upper.

@@ -40,6 +40,13 @@ func (t *table) find(key uint64) *node {
 	return n
 }
 
+// count1 counts a lookup of n.
+func (t *table) count1(n *node) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n.lookups++
+}
+
 // all returns every node.
 func (t *table) all() []*node {
 	t.mu.Lock()

@@ -103,10 +103,18 @@ func (f *FS) changeXattr(id uint64, attr string, change func(location) error) fu
 	if err := f.copyUp(n); err != nil {
 		return status(err)
 	}
+	if attr == aclAccess {
+		if err := f.unstub(n); err != nil {
+			return status(err)
+		}
+	}
 	if attr == aclDefault && n.isDir() {
 		n.dir.mu.Lock()
 		defer n.dir.mu.Unlock()
 		n.dir.acl = aclUnknown
 	}
-	return f.xattrAt(id, func(n *node, at location) error { return change(at) })
+	return f.xattrAt(id, func(n *node, at location) error {
+		n.forgetTouchLocked()
+		return change(at)
+	})
 }

@@ -17,9 +17,6 @@ import (
 // work directory, as in package branches.
 const lockWait = 2 * time.Second
 
-// stubDir is in the root of every branch in which files may be stubs of a pool.
-const stubDir = ".wh..wh.layerfs"
-
 // format is what the kernel writes in the upper.
 func (m *mounting) format() whiteout.Format {
 	if m.userXattr() {
@@ -53,7 +50,7 @@ func (m *mounting) agrees(b *directory) error {
 	if has(b, records.LinksAttr) {
 		return errs.New(errs.Corrupt, "branch %s has hard links across branches that only the FUSE union knows: mount it with backend=fuse", b.path)
 	}
-	if st, err := sys.StatAt(b.fd, stubDir, 0); err == nil && st.IsDir() {
+	if st, err := sys.StatAt(b.fd, whiteout.StubDir, 0); err == nil && st.IsDir() {
 		return errs.New(errs.Corrupt, "branch %s has files that were copied up by blocks, which only the FUSE union reads: mount it with backend=fuse, or make them plain with `layerfs settle`", b.path)
 	}
 	return m.hasFeatures(b)

@@ -8,7 +8,7 @@ demo) want="fuse3:fusermount3 util-linux:unshare" ;;
 test) want="fuse3:fusermount3 util-linux:unshare attr:setfattr acl:setfacl libcap2-bin:setcap
 	mmdebstrap:mmdebstrap uidmap:newuidmap e2fsprogs:mkfs.ext4 gcc:gcc libc6-dev:/usr/include/stdio.h
 	git:git procps:ps xfsprogs:mkfs.xfs thin-provisioning-tools:thin_restore qemu-utils:qemu-img
-	libnbd-bin:nbdinfo fio:fio fuse2fs:fuse2fs squashfs-tools:mksquashfs btrfs-progs:mkfs.btrfs busybox-static:busybox" ;;
+	libnbd-bin:nbdinfo fio:fio fuse2fs:fuse2fs squashfs-tools:mksquashfs btrfs-progs:mkfs.btrfs busybox-static:busybox python3:python3" ;;
 bench) want="fuse3:fusermount3 util-linux:unshare e2fsprogs:mkfs.ext4 mmdebstrap:mmdebstrap fuse-overlayfs:fuse-overlayfs unionfs-fuse:unionfs
 	qemu-utils:qemu-nbd fio:fio btrfs-progs:mkfs.btrfs" ;;
 *) echo "usage: need.sh demo|test|bench" >&2; exit 2 ;;

@@ -26,7 +26,7 @@ as_user() {
 	cp bin/layerfs "$D/u/layerfs"
 	CGO_ENABLED=0 go build -tags faults -o "$D/u/layerfs-faults" ./cmd/layerfs
 	install -d -m 700 -o 65534 -g 65534 "$D/u/home"
-	for p in ./tests ./tests/union ./tests/parity ./tests/data ./tests/security ./tests/resources ./tests/crash ./tests/pool ./tests/aufs ./tests/branchtools ./tests/layers ./tests/kernel ./tests/run ./tests/drivers; do
+	for p in ./tests ./tests/union ./tests/parity ./tests/data ./tests/blockcopy ./tests/security ./tests/resources ./tests/crash ./tests/pool ./tests/aufs ./tests/branchtools ./tests/layers ./tests/kernel ./tests/run ./tests/drivers; do
 		[ -d "$p" ] || continue
 		name=$(basename "$p").test
 		go test -c -o "$D/u/$name" "$p"
@@ -48,7 +48,7 @@ race() {
 	# The daemon has no stderr: its reports go to files. It need not linger at
 	# its end as the detector does by default.
 	LAYERFS_BIN=$D/layerfs-race GORACE="halt_on_error=1 atexit_sleep_ms=0 log_path=$D/race" \
-		go test -p 1 -count=1 -short -timeout 10m -run 'Random|Stress|Coheren|Parity|Plain|Exerciser|SymlinkRace' ./tests/... || rc=1
+		go test -p 1 -count=1 -short -timeout 10m -run 'Random|Stress|Coheren|Parity|Plain|Exerciser|SymlinkRace|PoolKilled|Synced|SettleUnder' ./tests/... || rc=1
 	if ls "$D"/race.* >/dev/null 2>&1; then
 		head -100 "$D"/race.*
 		rc=1
@@ -73,6 +73,7 @@ leg "vet with faults" go vet -tags faults ./internal/sys ./cmd/layerfs
 # shellcheck disable=SC2086
 leg "unit tests, race detector" env CGO_ENABLED=1 GORACE=atexit_sleep_ms=0 go test -race -short $units
 leg "end to end as $(id -un)" go test -p 1 -count=1 -timeout 12m ./tests/...
+leg "files in blocks" env LAYERFS_TEST_MOUNT=copyup=block,copyup_threshold=1 go test -p 1 -count=1 -short -timeout 12m -run 'Exerciser|Stress|Parity|Plain|Several' ./tests/data ./tests/parity
 [ "$(id -u)" != 0 ] || leg "end to end as an ordinary user" as_user
 leg "end to end, race detector" race
 leg "nothing is left" leftovers

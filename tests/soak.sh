@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The long forms of the suites that `make test` runs short: hours, as root.
-# soak.sh [parity|data|crash|pool|aufs|branchtools|security|resources|stress]... runs some of them.
+# soak.sh [parity|data|stubs|blockcopy|crash|pool|aufs|branchtools|security|resources|stress]... runs some of them.
 set -eu
 cd "$(dirname "$0")/.."
 export LAYERFS_TEST_STRICT=1 LAYERFS_BIN=$PWD/bin/layerfs
@@ -16,11 +16,16 @@ run() {
 test_of() { go test -count=1 -timeout 8h "$@"; }
 export -f test_of
 
-for suite in "${@:-parity data crash pool aufs branchtools security resources stress}"; do
+for suite in "${@:-parity data stubs blockcopy crash pool aufs branchtools security resources stress}"; do
 	for s in $suite; do
 		case $s in
 		parity) run parity LAYERFS_TEST_OPS=1000000 bash -c 'test_of ./tests/parity' ;;
 		data) run data LAYERFS_TEST_OPS=1000000 bash -c 'test_of ./tests/data' ;;
+		stubs) # the same on files that were copied up by blocks
+			run "parity, stubs" LAYERFS_TEST_MOUNT=copyup=block,copyup_threshold=1 LAYERFS_TEST_OPS=1000000 bash -c 'test_of ./tests/parity'
+			run "data, stubs" LAYERFS_TEST_MOUNT=copyup=block,copyup_threshold=1 LAYERFS_TEST_OPS=1000000 bash -c 'test_of -run "Exerciser|Stress" ./tests/data'
+			;;
+		blockcopy) run blockcopy LAYERFS_TEST_KILLS=100 LAYERFS_TEST_DB=1024 LAYERFS_TEST_CUTS=100 bash -c 'test_of ./tests/blockcopy' ;;
 		crash) run crash LAYERFS_TEST_FULL=1 LAYERFS_TEST_CUTS=200 bash -c 'test_of ./tests/crash' ;;
 		pool)
 			run "pool, crashes" LAYERFS_TEST_CUTS=200 bash -c 'test_of ./tests/pool'

@@ -9,6 +9,7 @@ const (
 	Base       = ".wh..wh.aufs" // AUFS: the file that whiteouts are links of
 	LinkDir    = ".wh..wh.plnk" // AUFS: pseudo-links; here copies whose names are all in lowers
 	FormatFile = ".wh..wh.layerfs"
+	StubDir    = FormatFile          // the directory of an upper's private pool; where it is, attributes work and no FormatFile is
 	PrivateDir = ".wh..wh.layerfs.d" // work directory of a br= branch, which has none of its own
 )
 

@@ -110,6 +110,9 @@ func Recorded(root int) (f Format, ok bool, err error) {
 	defer sys.Close(fd)
 	var buf [64]byte
 	n, err := sys.PRead(fd, buf[:], 0)
+	if err == unix.EISDIR { // StubDir
+		return Format{}, false, nil
+	}
 	if err != nil {
 		return Format{}, false, err
 	}

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,14 +28,19 @@ import (
 type Client struct {
 	launcher launcher
 	dir      *os.File // the pool's directory
-	path     string
+	path     string   // by which dir can be reached
+	name     string   // for messages
+
+	// PushEvery is volume.Config's of the devices that are opened. Changed
+	// only before that.
+	PushEvery time.Duration
 
 	reconnecting sync.Mutex
 
 	mu       sync.Mutex
 	conn     *conn // the connection in use
 	volumes  map[uint32]*volume.Volume
-	names    map[uint32]string // of the volumes
+	names    map[uint32]opened // of the volumes
 	journal  journal
 	lock     *os.File // our lock file, held while we may have unassigned blocks
 	lockName string   // its path
@@ -60,14 +66,21 @@ func Open(dir string, program []string) (*Client, error) {
 		}
 		return nil, fmt.Errorf("pool %s: %w", dir, err)
 	}
-	if _, err := os.Lstat(filepath.Join(path, "index")); err != nil {
-		f.Close()
-		return nil, errs.New(errs.NotFound, "%s is not a pool: it has no index", dir)
+	return OpenAt(f, path, Exec(program))
+}
+
+// OpenAt is Open for a directory that is open already, which the client takes
+// over; name is what it is called.
+func OpenAt(dir *os.File, name string, start Starter) (*Client, error) {
+	c := &Client{launcher: launcher{start}, dir: dir, name: name, path: fmt.Sprintf("/proc/self/fd/%d", dir.Fd()),
+		volumes: map[uint32]*volume.Volume{}, names: map[uint32]opened{}}
+	if _, err := os.Lstat(filepath.Join(c.path, "index")); err != nil {
+		dir.Close()
+		return nil, errs.New(errs.NotFound, "%s is not a pool: it has no index", name)
 	}
-	c := &Client{launcher: launcher{program}, dir: f, path: path, volumes: map[uint32]*volume.Volume{}, names: map[uint32]string{}}
 	c.journal.init()
 	if err := c.connect(); err != nil {
-		f.Close()
+		dir.Close()
 		return nil, err
 	}
 	return c, nil
@@ -84,7 +97,7 @@ func (c *Client) Close() error {
 	c.mu.Unlock()
 	var all error
 	for _, id := range ids {
-		all = errors.Join(all, c.closeVolume(id))
+		all = errors.Join(all, c.closeVolume(id, (*volume.Volume).Close))
 	}
 	c.mu.Lock()
 	c.closed = true
@@ -138,6 +151,37 @@ func (c *Client) Devices() (list []blockstore.DeviceInfo, err error) {
 func (c *Client) Device(name string) (d blockstore.DeviceInfo, err error) {
 	err = c.call(context.Background(), wire.CallDevice, name, &d)
 	return d, err
+}
+
+// Info is Device without counting the exclusive blocks.
+func (c *Client) Info(name string) (d blockstore.DeviceInfo, err error) {
+	err = c.call(context.Background(), wire.CallInfo, name, &d)
+	return d, err
+}
+
+// SetState sets the state in the Use, which has that key, of a device. It is
+// durable with the next commit.
+func (c *Client) SetState(name, key, state string) error {
+	return c.call(context.Background(), wire.CallState, wire.StateArgs{Device: name, Key: key, State: state}, nil)
+}
+
+// SetOrigin says where the external origin of a device is now, durably.
+func (c *Client) SetOrigin(name string, o blockstore.Origin) error {
+	return c.call(context.Background(), wire.CallOrigin, wire.OriginArgs{Device: name, Origin: o}, nil)
+}
+
+// BlockSize is the size of a block of the pool in bytes.
+func (c *Client) BlockSize() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.welcome.BlockSize
+}
+
+// UUID is the pool's.
+func (c *Client) UUID() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.welcome.UUID
 }
 
 // Create makes a device or a snapshot, durably.

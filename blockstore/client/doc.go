@@ -5,6 +5,9 @@
 // they read and write the pool's data file themselves, and ask the process
 // for mappings and blocks.
 //
+// Whoever must not start programs by himself, a daemon that serves a mount for
+// one, gives the client a Starter.
+//
 // # When the pool process dies
 //
 // The client starts it again and repeats what may be lost, before any other

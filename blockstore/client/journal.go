@@ -20,10 +20,10 @@ type journal struct {
 // entry is a change. It enters the journal before it is sent, so that a
 // process that dies with it in hand hears it from us again.
 type entry struct {
-	kind        wire.Kind // Assign, Unmap or SetZero
+	kind        wire.Kind // Assign, Unmap, SetZero or SetSize
 	id          uint32
 	list        []blockstore.Assignment // of Assign
-	from, count uint64                  // of the others
+	from, count uint64                  // of the others; from is the size of SetSize
 	instance    string                  // the process that answered
 	seq         uint64                  // the transaction it belongs to there; 0: not answered yet
 }

@@ -38,9 +38,9 @@ func (c *Client) do(ctx context.Context, kind wire.Kind, body []byte) ([]byte, e
 	}
 }
 
-// restarts is how often a pool process may die in a row, each time before
-// the client has told it all, until the client gives up.
-const restarts = 5
+// restartTime is how long pool processes may die in a row, each before the
+// client has told it all, until the client gives up.
+const restartTime = 30 * time.Second
 
 // reconnect replaces the connection old, which has ended.
 func (c *Client) reconnect(old *conn) error {
@@ -58,14 +58,14 @@ func (c *Client) reconnect(old *conn) error {
 		return nil
 	}
 	var err error
-	for try := range restarts {
+	for end, try := time.Now().Add(restartTime), 0; time.Now().Before(end) && !c.isClosed(); try++ {
 		if err = c.connect(); err == nil {
 			return nil
 		}
-		if !errors.Is(err, errGone) {
+		if !errors.Is(err, errGone) && !errors.Is(err, errDied) {
 			break
 		}
-		time.Sleep(time.Duration(try) * 50 * time.Millisecond)
+		time.Sleep(time.Duration(min(try, 20)) * 50 * time.Millisecond)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -93,7 +93,7 @@ func (c *Client) isClosed() bool {
 // connect reaches the pool process and tells it what it may have forgotten.
 // The connection serves others only when that is done.
 func (c *Client) connect() error {
-	sock, fd, err := c.launcher.reach(c.dir, c.path, c.isClosed)
+	sock, fd, err := c.launcher.reach(c.dir, c.name, c.isClosed)
 	if err != nil {
 		return err
 	}
@@ -126,7 +126,7 @@ func (c *Client) introduce(conn *conn, data blockstore.DataFile) error {
 	if c.lock != nil {
 		hello.Lock = filepath.Base(c.lockName)
 	}
-	names := make(map[uint32]string, len(c.names))
+	names := make(map[uint32]opened, len(c.names))
 	for id, name := range c.names {
 		names[id] = name
 	}
@@ -137,20 +137,20 @@ func (c *Client) introduce(conn *conn, data blockstore.DataFile) error {
 		return err
 	}
 	if known != "" && known != w.UUID {
-		return errs.New(errs.Corrupt, "the pool %s has become another one", c.path)
+		return errs.New(errs.Corrupt, "the pool %s has become another one", c.name)
 	}
 	c.mu.Lock()
 	c.welcome = w
 	c.mu.Unlock()
 	conn.instance = w.Instance
 	c.freed.Store(w.Freed)
-	for id, name := range names {
+	for id, o := range names {
 		var info blockstore.DeviceInfo
-		if err := adminOn(conn, wire.CallOpen, name, &info); err != nil {
+		if err := adminOn(conn, o.call, o.name, &info); err != nil {
 			return err
 		}
 		if info.ID != id {
-			return errs.New(errs.Corrupt, "device %q has become another one", name)
+			return errs.New(errs.Corrupt, "device %q has become another one", o.name)
 		}
 	}
 	if err := c.journal.replay(conn, &w); err != nil {

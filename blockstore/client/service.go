@@ -12,13 +12,28 @@ import (
 	"github.com/layerfs/layerfs/internal/errs"
 )
 
+// opened is how a device was opened.
+type opened struct {
+	name string
+	call string // wire.CallOpen or wire.CallOpenRead
+}
+
 // Volume opens a device. origin is its external origin when the caller has
 // that open already, else nil.
 func (c *Client) Volume(name string, origin volume.ReaderAt) (*Device, error) {
 	if err := c.takeLock(); err != nil {
 		return nil, err
 	}
-	info, err := c.acquire(name)
+	return c.open(opened{name, wire.CallOpen}, origin)
+}
+
+// VolumeToRead opens a device that nobody changes meanwhile, to read it only.
+func (c *Client) VolumeToRead(name string, origin volume.ReaderAt) (*Device, error) {
+	return c.open(opened{name, wire.CallOpenRead}, origin)
+}
+
+func (c *Client) open(o opened, origin volume.ReaderAt) (*Device, error) {
+	info, err := c.acquire(o)
 	if err != nil {
 		return nil, err
 	}
@@ -26,9 +41,9 @@ func (c *Client) Volume(name string, origin volume.ReaderAt) (*Device, error) {
 	w := c.welcome
 	c.mu.Unlock()
 	v, err := volume.New((*service)(c), volume.Config{ID: info.ID, Size: info.Size, BlockSize: w.BlockSize,
-		SkipZeroing: w.SkipZeroing, Origin: info.Origin, OriginFile: origin})
+		SkipZeroing: w.SkipZeroing, Origin: info.Origin, OriginFile: origin, PushEvery: c.PushEvery})
 	if err != nil {
-		return nil, errors.Join(err, c.closeVolume(info.ID))
+		return nil, errors.Join(err, c.closeVolume(info.ID, (*volume.Volume).Close))
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -38,22 +53,22 @@ func (c *Client) Volume(name string, origin volume.ReaderAt) (*Device, error) {
 
 // acquire opens a device in the pool, and sees to it that a next process
 // hears of it: one that comes between the answer and the note would not.
-func (c *Client) acquire(name string) (info blockstore.DeviceInfo, err error) {
+func (c *Client) acquire(o opened) (info blockstore.DeviceInfo, err error) {
 	for noted := false; ; noted = true {
 		c.mu.Lock()
 		conn := c.conn
 		c.mu.Unlock()
-		if err := c.call(context.Background(), wire.CallOpen, name, &info); err != nil {
+		if err := c.call(context.Background(), o.call, o.name, &info); err != nil {
 			return info, err
 		}
 		c.mu.Lock()
 		_, open := c.names[info.ID]
-		c.names[info.ID] = name
+		c.names[info.ID] = o
 		same := c.conn == conn
 		c.mu.Unlock()
 		switch {
 		case open && !noted:
-			return info, errs.New(errs.Busy, "thin device %q is open in this process: %w", name, unix.EBUSY)
+			return info, errs.New(errs.Busy, "thin device %q is open in this process: %w", o.name, unix.EBUSY)
 		case same:
 			return info, nil
 		}
@@ -71,18 +86,21 @@ type Device struct {
 func (d *Device) ID() uint32 { return d.id }
 
 // Close makes the device durable and lets go of it.
-func (d *Device) Close() error { return d.c.closeVolume(d.id) }
+func (d *Device) Close() error { return d.c.closeVolume(d.id, (*volume.Volume).Close) }
 
-func (c *Client) closeVolume(id uint32) error {
+// LetGo lets go of the device; the pool makes it durable in time.
+func (d *Device) LetGo() error { return d.c.closeVolume(d.id, (*volume.Volume).LetGo) }
+
+func (c *Client) closeVolume(id uint32, end func(*volume.Volume) error) error {
 	c.mu.Lock()
-	v, named := c.volumes[id], c.names[id] != ""
+	v, named := c.volumes[id], c.names[id].name != ""
 	c.mu.Unlock()
 	if !named {
 		return nil
 	}
 	var err error
 	if v != nil {
-		err = v.Close()
+		err = end(v)
 	}
 	if e := c.call(context.Background(), wire.CallClose, id, nil); err == nil {
 		err = e
@@ -207,7 +225,7 @@ func (s *service) once(ctx context.Context, conn *conn, kind wire.Kind, body []b
 }
 
 func (s *service) Resize(id uint32, size int64) error {
-	return s.client().call(context.Background(), wire.CallResize, wire.ResizeArgs{ID: id, Size: size}, nil)
+	return s.change(&entry{kind: wire.SetSize, id: id, from: uint64(size)}, wire.Words(uint64(id), uint64(size), 0))
 }
 
 // Flush asks the pool process only if it must commit something; what is

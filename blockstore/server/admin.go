@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -63,8 +64,13 @@ var calls = map[string]caller{
 	wire.CallDelete: with(func(_ context.Context, c *conn, id uint32) (any, error) {
 		return nil, c.s.pool.DeleteDevice(id)
 	}),
-	wire.CallResize: with(func(_ context.Context, c *conn, a wire.ResizeArgs) (any, error) {
-		return nil, c.session.Resize(a.ID, a.Size)
+	wire.CallOpenRead: with(func(_ context.Context, c *conn, name string) (any, error) { return c.session.OpenToRead(name) }),
+	wire.CallInfo:     with(func(_ context.Context, c *conn, name string) (any, error) { return c.s.pool.Info(name) }),
+	wire.CallState: with(func(_ context.Context, c *conn, a wire.StateArgs) (any, error) {
+		return nil, c.s.pool.SetState(a.Device, a.Key, a.State)
+	}),
+	wire.CallOrigin: with(func(_ context.Context, c *conn, a wire.OriginArgs) (any, error) {
+		return nil, c.s.pool.SetOrigin(a.Device, a.Origin)
 	}),
 	wire.CallMessage: with(func(_ context.Context, c *conn, m string) (any, error) { return nil, c.s.pool.Message(m) }),
 	wire.CallGrow:    with(func(_ context.Context, c *conn, size int64) (any, error) { return nil, c.s.pool.Resize(size) }),
@@ -81,7 +87,7 @@ var calls = map[string]caller{
 	wire.CallTrace:    with(trace),
 	wire.CallRead:     with(read),
 	wire.CallDelta:    with(func(_ context.Context, c *conn, d [2]string) (any, error) { return delta(c, d) }),
-	wire.CallDump:     with(func(_ context.Context, c *conn, export bool) (any, error) { return c.s.dump(export) }),
+	wire.CallDump:     with(func(ctx context.Context, c *conn, export bool) (any, error) { return c.s.dump(ctx, export) }),
 	wire.CallShutdown: func(_ context.Context, c *conn, _ json.RawMessage) (any, error) { return nil, c.s.shutdown() },
 }
 
@@ -144,8 +150,11 @@ func delta(c *conn, names [2]string) (any, error) {
 
 // dump writes the metadata to a file that the client reads and removes, and
 // the sidecar beside the data file.
-func (s *server) dump(export bool) (any, error) {
+func (s *server) dump(ctx context.Context, export bool) (any, error) {
 	if err := s.pool.SettleAll(); err != nil {
+		return nil, err
+	}
+	if err := s.realize(ctx); err != nil {
 		return nil, err
 	}
 	if export {
@@ -159,6 +168,48 @@ func (s *server) dump(export bool) (any, error) {
 	}
 	return name, err
 }
+
+// realize makes blocks of what the dumped metadata has no words for.
+func (s *server) realize(ctx context.Context) error {
+	devices, err := s.pool.Devices()
+	if err != nil {
+		return err
+	}
+	for _, d := range devices {
+		if d.Origin == nil {
+			continue
+		}
+		if err := s.realizeDevice(ctx, d); err != nil {
+			return fmt.Errorf("device %q: %w", d.Name, err)
+		}
+	}
+	return nil
+}
+
+func (s *server) realizeDevice(ctx context.Context, d blockstore.DeviceInfo) error {
+	st := s.pool.Status()
+	if st.Mode != blockstore.ReadWrite.String() {
+		return nil // what cannot be dumped is refused
+	}
+	session := s.pool.NewSession(nobody{})
+	defer session.Close()
+	if _, err := session.Open(d.Name); err != nil {
+		return err
+	}
+	v, err := volume.New(session, volume.Config{ID: d.ID, Size: d.Size, BlockSize: st.BlockSize, SkipZeroing: st.Options.SkipZeroing, Origin: d.Origin})
+	if err != nil {
+		return err
+	}
+	err = v.Realize(ctx, d.Origin.Size)
+	return errors.Join(err, v.Close())
+}
+
+// nobody is an owner that holds nothing back.
+type nobody struct{}
+
+func (nobody) Settle(uint32) error { return nil }
+func (nobody) Drop(uint32)         {}
+func (nobody) GiveBack()           {}
 
 func (s *server) writeDump() (name string, err error) {
 	f, err := os.CreateTemp(".", DumpPrefix)

@@ -182,6 +182,15 @@ func (c *conn) slow(ctx context.Context, f wire.Frame) ([]byte, error) {
 			return nil, err
 		}
 		return wire.Words(c.session.Seq(uint32(w[0]))), nil
+	case wire.SetSize:
+		w, err := wire.ParseWords(f.Body, 2)
+		if err != nil {
+			return nil, badRequest(err)
+		}
+		if err := c.session.Resize(uint32(w[0]), int64(w[1])); err != nil {
+			return nil, err
+		}
+		return wire.Words(c.session.Seq(uint32(w[0]))), nil
 	case wire.Flush:
 		id, list, err := wire.ParseAssign(f.Body)
 		if err != nil {

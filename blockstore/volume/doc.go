@@ -26,6 +26,10 @@
 // pool process that dies does not take it along: its data is in the data
 // file, and the client assigns it again.
 //
+// A device that is written like a file grows as it is written (Extend): the
+// pool hears of the new size before it hears of blocks there. What lies in a block
+// behind the end of the device is zeros.
+//
 // # Order
 //
 // A mapping that is replaced or removed frees its block, and the pool may

@@ -34,8 +34,9 @@ type Volume struct {
 	svc    Service
 	data   blockstore.DataFile
 	id     uint32
-	bs     int64 // bytes of a block; immutable
-	skip   bool  // block zeroing is off; immutable
+	bs     int64         // bytes of a block; immutable
+	skip   bool          // block zeroing is off; immutable
+	every  time.Duration // how long assignments may be pending; immutable
 	origin *origin
 
 	pushing sync.Mutex
@@ -44,6 +45,7 @@ type Volume struct {
 
 	mu      sync.Mutex
 	size    int64 // bytes
+	sized   bool  // the pool does not know the size yet
 	maps    leafCache
 	changes uint64            // counts assignments and removals, begun and done
 	pending map[uint64]uint64 // virtual block → data block, not yet assigned
@@ -67,6 +69,9 @@ type Config struct {
 	// OriginFile is the external origin when the caller has it open; it
 	// stays the caller's. Otherwise the file that Origin names is opened.
 	OriginFile ReaderAt
+	// PushEvery is how long assignments may be pending: what is pending is lost
+	// with this process. 0: half a second.
+	PushEvery time.Duration
 }
 
 const (
@@ -80,6 +85,9 @@ func New(svc Service, c Config) (*Volume, error) {
 	v := &Volume{svc: svc, data: svc.Data(), id: c.ID, bs: c.BlockSize, skip: c.SkipZeroing,
 		size: c.Size, pending: map[uint64]uint64{}, want: 1}
 	v.claims.init()
+	if v.every = c.PushEvery; v.every == 0 {
+		v.every = pushInterval
+	}
 	if c.Origin != nil {
 		o, err := openOrigin(c.Origin, c.OriginFile)
 		if err != nil {
@@ -121,14 +129,20 @@ func (v *Volume) push(flush bool) error {
 
 // pushLocked is push; pushing is held, io is not.
 func (v *Volume) pushLocked(flush bool) error {
-	list, replace, err := v.takePending()
+	b, replace, err := v.takePending()
 	if err != nil {
 		return err
 	}
 	if replace {
 		v.drain()
 	}
-	return v.send(list, flush)
+	return v.send(b, flush)
+}
+
+// batch is what the pool is told at once.
+type batch struct {
+	size int64 // the new size in bytes, -1 when it is known
+	list []blockstore.Assignment
 }
 
 // drain waits for the reads and writes that are running.
@@ -138,23 +152,36 @@ func (v *Volume) drain() {
 }
 
 // takePending lists what is to be assigned; it stays pending until it is.
-func (v *Volume) takePending() (list []blockstore.Assignment, replace bool, err error) {
+func (v *Volume) takePending() (b batch, replace bool, err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if err := v.lost; err != nil {
 		v.lost = nil
-		return nil, false, err
+		return b, false, err
 	}
-	list = sortedAssignments(v.pending)
+	b = batch{-1, sortedAssignments(v.pending)}
+	if v.sized {
+		b.size, v.sized = v.size, false
+	}
 	replace, v.replace = v.replace, false
-	if len(list) > 0 {
+	if len(b.list) > 0 {
 		v.changes++
 	}
-	return list, replace, nil
+	return b, replace, nil
 }
 
-func (v *Volume) send(list []blockstore.Assignment, flush bool) (err error) {
+// send tells the pool of b, of the size first: a device that grows loses
+// mappings that are left beyond its old end.
+func (v *Volume) send(b batch, flush bool) (err error) {
+	if b.size >= 0 {
+		err = v.svc.Resize(v.id, b.size)
+	}
+	list := b.list
 	switch {
+	case err != nil:
+		v.mu.Lock()
+		v.sized = true
+		v.mu.Unlock()
 	case flush:
 		err = v.svc.Flush(v.id, list)
 	case len(list) > 0:
@@ -211,9 +238,9 @@ func (v *Volume) Settle() error {
 	defer v.pushing.Unlock()
 	v.io.Lock()
 	defer v.io.Unlock()
-	list, _, err := v.takePending()
+	b, _, err := v.takePending()
 	if err == nil {
-		err = v.send(list, false)
+		err = v.send(b, false)
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -256,14 +283,19 @@ func (v *Volume) GiveBack() {
 }
 
 // Close makes the device durable and lets go of it. The caller releases it.
-func (v *Volume) Close() error {
+func (v *Volume) Close() error { return v.end(true) }
+
+// LetGo is Close without making anything durable: the pool does that in time.
+func (v *Volume) LetGo() error { return v.end(false) }
+
+func (v *Volume) end(flush bool) error {
 	v.mu.Lock()
 	v.closed = true
 	if v.timer != nil {
 		v.timer.Stop()
 	}
 	v.mu.Unlock()
-	err := v.push(true)
+	err := v.push(flush)
 	v.GiveBack()
 	v.Abandon()
 	return err
@@ -274,6 +306,21 @@ func (v *Volume) Abandon() {
 	if v.origin != nil {
 		v.origin.close()
 	}
+}
+
+// Extend makes the device at least size bytes long. What is new reads as
+// zeros. The pool hears of it with the next assignments.
+func (v *Volume) Extend(size int64) error {
+	if size > blockstore.MaxDeviceSize {
+		return errs.New(errs.Usage, "device size %d: must be at most 64 TiB: %w", size, unix.EFBIG)
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if size > v.size {
+		v.size, v.sized = size, true
+		v.armLocked()
+	}
+	return nil
 }
 
 // Resize sets the size in bytes. What a smaller size cuts off reads as zeros
@@ -300,7 +347,7 @@ func (v *Volume) Resize(size int64) error {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.size = size
+	v.size, v.sized = size, false
 	v.changes++
 	v.maps.clear()
 	if v.origin != nil {
@@ -309,13 +356,14 @@ func (v *Volume) Resize(size int64) error {
 	return nil
 }
 
-// cutTail zeroes the rest of the block that the new end lies in.
+// cutTail zeroes the rest of the block that the new end lies in. Where an
+// origin shows, how far it is valid does that.
 func (v *Volume) cutTail(from, to int64) error {
 	if from >= to {
 		return nil
 	}
 	m, err := v.lookup(uint64(from / v.bs))
-	if err != nil || !m.HasData() && v.origin == nil {
+	if err != nil || !m.HasData() {
 		return err
 	}
 	return v.writeZeros(context.Background(), from, to-from)

@@ -137,10 +137,10 @@ func (v *Volume) armLocked() {
 	}
 	v.armed = true
 	if v.timer == nil {
-		v.timer = time.AfterFunc(pushInterval, v.tick)
+		v.timer = time.AfterFunc(v.every, v.tick)
 		return
 	}
-	v.timer.Reset(pushInterval)
+	v.timer.Reset(v.every)
 }
 
 // giveUp puts blocks back that were not used after all.

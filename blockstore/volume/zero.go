@@ -77,6 +77,65 @@ func (v *Volume) ZeroContext(ctx context.Context, off, length int64, mayUnmap bo
 	return v.zeroEdges(ctx, end, off+n)
 }
 
+// Provision gives every block of the range that has none a data block, with
+// what it shows, so that writing to it needs no space later.
+func (v *Volume) Provision(ctx context.Context, off, length int64) error {
+	n, err := v.clip(off, length)
+	if err != nil || n == 0 {
+		return err
+	}
+	for b := off / v.bs; b <= (off+n-1)/v.bs; b++ {
+		if err := v.provisionOne(ctx, uint64(b)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (v *Volume) provisionOne(ctx context.Context, b uint64) error {
+	m, err := v.lookup(b)
+	if err != nil || m.HasData() {
+		return err
+	}
+	grants, err := v.reserve(ctx, 1)
+	if err != nil {
+		return err
+	}
+	v.claims.take(b, b+1)
+	defer v.claims.drop(b)
+	v.io.RLock()
+	defer v.io.RUnlock()
+	if m, err = v.lookup(b); err == nil && !m.HasData() {
+		err = v.fillPart(grants[0], m, nil, int64(b)*v.bs)
+	}
+	if err != nil || m.HasData() {
+		v.giveUp(grants)
+		return err
+	}
+	v.assign(b, grants[0].Block, false)
+	return nil
+}
+
+// Realize gives data blocks to what dm-thin cannot express: ranges that are
+// zeros, or cut off, where the external origin, which is origin bytes long, has
+// something.
+func (v *Volume) Realize(ctx context.Context, origin int64) error {
+	end := min(v.Size(), origin)
+	for off := int64(0); off < end; off += v.bs {
+		m, err := v.lookup(uint64(off / v.bs))
+		if err != nil {
+			return err
+		}
+		if m.HasData() || !m.Zero() && min(off+v.bs, end) <= v.originEnd() {
+			continue
+		}
+		if err := v.provisionOne(ctx, uint64(off/v.bs)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // zeroEdges zeroes parts of blocks, but not those that read as zeros anyway.
 func (v *Volume) zeroEdges(ctx context.Context, off, end int64) error {
 	for off < end {

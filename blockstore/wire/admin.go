@@ -23,7 +23,10 @@ const (
 	CallClose     = "close"     // uint32
 	CallCreate    = "create"    // blockstore.NewDevice → blockstore.DeviceInfo
 	CallDelete    = "delete"    // uint32
-	CallResize    = "resize"    // ResizeArgs
+	CallOpenRead  = "open read" // string → blockstore.DeviceInfo
+	CallInfo      = "info"      // string → blockstore.DeviceInfo, without exclusive blocks
+	CallState     = "state"     // StateArgs
+	CallOrigin    = "origin"    // OriginArgs
 	CallMessage   = "message"   // string
 	CallSettle    = "settle"    // every user assigns what it has written
 	CallGrow      = "grow"      // int64, bytes
@@ -58,10 +61,17 @@ type Welcome struct {
 	PID      int                   `json:"pid"`
 }
 
-// ResizeArgs sets a device's size in bytes.
-type ResizeArgs struct {
-	ID   uint32 `json:"id"`
-	Size int64  `json:"size"`
+// StateArgs is the state of the blockstore.Use with that key.
+type StateArgs struct {
+	Device string `json:"device"`
+	Key    string `json:"key"`
+	State  string `json:"state"`
+}
+
+// OriginArgs says where the external origin of a device is.
+type OriginArgs struct {
+	Device string            `json:"device"`
+	Origin blockstore.Origin `json:"origin"`
 }
 
 // TraceArgs names a virtual block.

@@ -17,7 +17,7 @@ import (
 )
 
 // Version changes whenever the two sides would misunderstand each other.
-const Version = 1
+const Version = 2
 
 // Kind is what a frame means.
 type Kind uint8
@@ -36,6 +36,7 @@ const (
 	DataFailed
 	Cancel // ends the request whose id is the body
 	Admin
+	SetSize
 )
 
 // Frames of the server, and the client's answer to what it is asked.

@@ -10,6 +10,7 @@ import (
 	"github.com/layerfs/layerfs/branches/convert"
 	"github.com/layerfs/layerfs/branches/offline"
 	"github.com/layerfs/layerfs/internal/errs"
+	"github.com/layerfs/layerfs/internal/stub"
 	"github.com/layerfs/layerfs/internal/sys"
 	"github.com/layerfs/layerfs/whiteout"
 )
@@ -52,6 +53,8 @@ type Report struct {
 type Options struct {
 	Lowers []string // the branches below, top first
 	Repair bool
+	Pools  stub.Pools // how the pools of stubs are opened; nil: they are not looked at
+	Rebind bool       // pools are told where lower files are now
 }
 
 type checker struct {
@@ -62,12 +65,14 @@ type checker struct {
 	to      whiteout.Format // what marks are to be written in
 	low     *branches.Stack // nil when the lowers are not known
 	links   linkState
+	stubs   stubs
+	rebind  bool
 	pending bool // a record is left for the next mount to settle
 }
 
 // Run examines u. An error is a failure of the check, not a finding.
 func Run(u *offline.Upper, o Options) (*Report, error) {
-	c := &checker{Report: &Report{Branch: u.Path, Findings: []Finding{}, Notes: []string{}}, u: u, repair: o.Repair}
+	c := &checker{Report: &Report{Branch: u.Path, Findings: []Finding{}, Notes: []string{}}, u: u, repair: o.Repair, rebind: o.Rebind}
 	if err := c.openLowers(o.Lowers); err != nil {
 		return nil, err
 	}
@@ -81,6 +86,8 @@ func Run(u *offline.Upper, o Options) (*Report, error) {
 		c.note("the work directory is not known (--workdir): interrupted renames and the link index are not checked")
 	}
 	c.record()
+	c.openStubs(o.Pools)
+	defer c.closeStubs()
 	if err := c.workBefore(); err != nil {
 		return nil, err
 	}
@@ -90,6 +97,7 @@ func Run(u *offline.Upper, o Options) (*Report, error) {
 	if err := c.checkLinks(); err != nil {
 		return nil, err
 	}
+	c.checkDevices()
 	c.workAfter()
 	return c.Report, nil
 }

@@ -59,6 +59,20 @@
 //	                           announced only the next mount can settle.
 //	stray-link-copy            A copy in the link index or .wh..wh.plnk that no name of the union leads to.
 //	                           Shows nothing, holds space. Repair: removed.
+//	stub-damaged               A stub of which it cannot be told what its device is. Shows a file that
+//	                           cannot be read (EIO). No repair.
+//	stub-lost                  A stub whose device is not there, or is another file's. Shows the same.
+//	                           No repair.
+//	stub-origin                The lower file below a stub's device is not where it was. A mount finds it at
+//	                           its path in any branch below; if it has another path there, EIO. With
+//	                           Options.Rebind the pool is told, also of a file that has moved, if there is one
+//	                           of its name, size and time only.
+//	stub-pool                  The private pool cannot be opened. No repair here: see layerfs pool check.
+//	interrupted-settle         A stub that was about to become a plain file. The next mount restores its text.
+//	unfinished-device          A device of a file that was being made or unlinked. Holds space. Repair:
+//	                           removed.
+//	orphan-device              A device that no stub names, whose stub may have been moved away. Holds space.
+//	                           No repair.
 //	interrupted-rename         A rename that takes two steps was killed between them. Shows both names.
 //	                           Repair: the second step is taken, as the next mount would.
 //	live-mark                  The last mount did not end cleanly. Repair: removed, once all records are

@@ -9,6 +9,7 @@ import (
 
 	"github.com/layerfs/layerfs/branches/convert"
 	"github.com/layerfs/layerfs/internal/records"
+	"github.com/layerfs/layerfs/internal/stub"
 	"github.com/layerfs/layerfs/internal/sys"
 	"github.com/layerfs/layerfs/whiteout"
 )
@@ -31,6 +32,8 @@ func (c *checker) entry(fd int, name, path string, st *sys.Stat) {
 			c.found("metacopy", path, "only its metadata is here (kernel overlay's metacopy), its data is in a branch below: copy it with kernel overlay", "", nil)
 		case strings.HasSuffix(a, "."+records.LinkAttr) && whiteout.ReservedXattr(a) && !st.IsDir():
 			c.linkRecord(fd, name, path, a, st)
+		case strings.HasSuffix(a, "."+stub.Attr) && whiteout.ReservedXattr(a) && st.IsRegular():
+			c.stub(fd, name, path, a)
 		}
 	}
 }

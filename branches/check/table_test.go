@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/layerfs/layerfs/internal/records"
+	"github.com/layerfs/layerfs/internal/stub"
 	"github.com/layerfs/layerfs/whiteout"
 )
 
@@ -44,6 +45,40 @@ var findings = []struct {
 		require.NoError(b.t, os.Link(b.up+"/.wh..wh.aufs", b.up+"/.wh.a"))
 		require.NoError(b.t, os.Link(b.up+"/.wh..wh.aufs", b.up+"/d/.wh..wh..opq"))
 	}},
+
+	{name: "clean stub", make: func(b *bench) { b.stub(b.pool(), "s", "file") }},
+	{name: "damaged stub", make: func(b *bench) {
+		b.pool()
+		b.file("s", "text")
+		b.set("s", "user.layerfs.stub", "2 of another version")
+	}, found: []string{"stub-damaged /s"}, left: []string{"stub-damaged /s"}},
+	{name: "stub without device", make: func(b *bench) {
+		p := b.pool()
+		b.stub(p, "s", "")
+		delete(p.list, "dev-s")
+	}, found: []string{"stub-lost /s"}, left: []string{"stub-lost /s"}},
+	{name: "stub of another's device", make: func(b *bench) {
+		p := b.pool()
+		r := b.stub(p, "s", "")
+		b.set("d", "user.nothing", "x")
+		b.file("d/t", string(stub.Text()))
+		r.Key = stub.NewKey()
+		b.set("d/t", "user.layerfs.stub", r.String())
+	}, found: []string{"stub-lost /d/t"}, left: []string{"stub-lost /d/t"}},
+	{name: "no pool", make: func(b *bench) {
+		p := b.pool()
+		b.stub(p, "s", "")
+		p.broken = errNotHere
+	}, found: []string{"stub-pool /.wh..wh.layerfs/pool"}, left: []string{"stub-pool /.wh..wh.layerfs/pool"}},
+	{name: "interrupted settle", make: func(b *bench) {
+		b.stub(b.pool(), "s", "")
+		b.set("s", "user.layerfs.times", "1.0 2.0")
+	}, found: []string{"interrupted-settle /s"}, left: []string{"interrupted-settle /s"}},
+	{name: "devices without stubs", make: func(b *bench) {
+		p := b.pool()
+		p.list["a"] = stub.Device{Name: "a", Upper: upperID, State: stub.Creating}
+		p.list["b"] = stub.Device{Name: "b", Upper: upperID}
+	}, found: []string{"orphan-device /", "unfinished-device /"}, left: []string{"orphan-device /"}},
 
 	{name: "whiteout beside file", make: func(b *bench) { b.file("a", "1"); b.file(".wh.a", "") },
 		found: []string{"whiteout-beside-entry /a"}},

@@ -9,10 +9,12 @@ import (
 )
 
 func init() {
-	commandHelp["check"] = `Usage: layerfs check [--repair] [--json] [--workdir DIR] [--lower DIR]... UPPERDIR
+	commandHelp["check"] = `Usage: layerfs check [--repair] [--rebind] [--json] [--workdir DIR] [--lower DIR]...
+                     [--pool POOL] UPPERDIR
 
 Examines a branch that is not mounted: whiteouts beside what they hide,
-leftovers of a crash, redirects that lead nowhere, the records of hard links.
+leftovers of a crash, redirects that lead nowhere, the records of hard links,
+files that were copied up by blocks and their devices.
 One line per finding, PATH: what is wrong: what a repair does. Exit code 6 when
 something is wrong, 0 when nothing is or all of it was repaired.
 
@@ -20,6 +22,8 @@ something is wrong, 0 when nothing is or all of it was repaired.
   --workdir DIR   the workdir= of the upper; that of a br= branch is found
   --lower DIR     a branch below, top first; all of them: without, redirects and
                   needless whiteouts are not checked
+  --rebind        tell the pool where the lower files of such files are now
+  --pool POOL     the shared pool, if the upper was mounted with pool=
 
 Example:
   layerfs check --workdir /work --lower /image /changes
@@ -32,11 +36,16 @@ func cmdCheck(args []string) error {
 	repair := c.Bool("repair", false, "")
 	workDir := c.String("workdir", "", "")
 	lowers := c.StringArray("lower", nil, "")
+	rebind := c.Bool("rebind", false, "")
+	pool := c.String("pool", "", "")
 	if done, err := c.parse(args, 1, 1); done || err != nil {
 		return err
 	}
 	open := offline.Open
-	if *repair {
+	if *rebind && len(*lowers) == 0 {
+		return errs.New(errs.Usage, "check: --rebind needs the branches below, with --lower")
+	}
+	if *repair || *rebind {
 		open = offline.OpenAlone
 	}
 	u, err := open(c.Arg(0), *workDir)
@@ -44,7 +53,7 @@ func cmdCheck(args []string) error {
 		return err
 	}
 	defer u.Close()
-	report, err := check.Run(u, check.Options{Lowers: *lowers, Repair: *repair})
+	report, err := check.Run(u, check.Options{Lowers: *lowers, Repair: *repair, Rebind: *rebind, Pools: poolsHere(*pool)})
 	if err != nil {
 		return err
 	}

@@ -31,6 +31,9 @@ func cmdMount(args []string) error {
 	if err != nil {
 		return err
 	}
+	if s.copyUp == "" {
+		s.copyUp = "auto" // the best way there is
+	}
 	inv.settings, inv.mountpoint = s, c.Arg(0)
 	inv.foreground = inv.foreground || inv.debug
 	if done, err := inv.mountKernels(); done || err != nil {

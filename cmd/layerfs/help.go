@@ -19,6 +19,7 @@ const usageText = `Usage:
   layerfs remount -o add:INDEX:BRANCH,append:BRANCH,prepend:BRANCH,del:DIR,mod:BRANCH MOUNTPOINT
   layerfs trace MOUNTPOINT PATH
   layerfs changes MOUNTPOINT | --upper DIR [--lower DIR]...
+  layerfs settle MOUNTPOINT | [--workdir DIR] [--lower DIR]... UPPERDIR
   layerfs check [--repair] [--workdir DIR] [--lower DIR]... UPPERDIR
   layerfs convert --to aufs|overlay|xattr UPPERDIR
   layerfs diff MOUNTPOINT | --upper DIR [--lower DIR]... [-o FILE.tar]
@@ -47,6 +48,9 @@ Options for -o:
   whiteout=auto|aufs|overlay|xattr     how deletions are written
   redirect_dir=on|off      rename directories of lower branches
   fsync=auto|strict|volatile, volatile how much of a copy-up is synced
+  copyup=auto|block|full   how big lower files are copied up: all of it, or changed
+                           blocks only; copyup_threshold=SIZE, pool=DIR
+  settle=idle|umount       when files copied up by blocks become plain ones
   timeout=SECONDS          how long the kernel may cache names and attributes
   create=tdp|rr|mfs[:SEC]|mfsrr:LOW[:SEC]|pmfs[:SEC]|pmfsrr:LOW[:SEC]|tdmfs:LOW[:SEC]
                            which of several writable branches gets new files
@@ -118,7 +122,7 @@ Example:
   layerfs trace /merged etc/passwd
 `,
 	"changes": `Usage: layerfs changes [--json] MOUNTPOINT
-       layerfs changes [--json] --upper DIR [--lower DIR]...
+       layerfs changes [--json] [--pool POOL] --upper DIR [--lower DIR]...
 
 Lists what was added (A), changed (C) and deleted (D), like docker diff.
 

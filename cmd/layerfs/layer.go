@@ -9,17 +9,21 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/layerfs/layerfs/branches"
+	"github.com/layerfs/layerfs/fs"
+	"github.com/layerfs/layerfs/internal/control"
 	"github.com/layerfs/layerfs/internal/errs"
 	"github.com/layerfs/layerfs/internal/sys"
 	"github.com/layerfs/layerfs/layers/oci"
 )
 
 const diffHelp = `Usage: layerfs diff [-o FILE.tar] MOUNTPOINT
-       layerfs diff [-o FILE.tar] --upper DIR [--upper DIR]... [--lower DIR]...
+       layerfs diff [-o FILE.tar] [--pool POOL] --upper DIR [--upper DIR]... [--lower DIR]...
 
 Writes what the upper changes as an OCI image layer, a tar, to standard output
 or to FILE.tar, which gets its name when it is complete. The same tree gives the
 same bytes. Without --lower, what the upper records as deleted is taken at its word.
+Files that were copied up by blocks are in it whole; --pool says which pool they
+are in, if it is a shared one.
 
 Example:
   layerfs diff /merged -o layer.tar
@@ -41,6 +45,13 @@ Example:
 type compared struct {
 	mountpoint     string // "" for directories
 	uppers, lowers []string
+	pool           string // the shared pool, "" for none
+}
+
+// comparison is what is to be run, and end ends the use of pools.
+func (in *compared) comparison() (cmp branches.Comparison, end func()) {
+	stubs := &branches.Stubs{Pools: poolsHere(in.pool), Mountpoint: in.mountpoint}
+	return branches.Comparison{Uppers: in.uppers, Lowers: in.lowers, Stubs: stubs}, stubs.Close
 }
 
 // parseCompared reads the operands of diff and changes, and asks a mount for
@@ -48,6 +59,7 @@ type compared struct {
 func parseCompared(c *command, args []string) (in compared, done bool, err error) {
 	c.StringArrayVar(&in.uppers, "upper", nil, "")
 	c.StringArrayVar(&in.lowers, "lower", nil, "")
+	c.StringVar(&in.pool, "pool", "", "")
 	if done, err := c.parse(args, 0, 1); done || err != nil {
 		return in, done, err
 	}
@@ -57,6 +69,9 @@ func parseCompared(c *command, args []string) (in compared, done bool, err error
 	case c.NArg() == 1:
 		in.mountpoint = c.Arg(0)
 		in.uppers, in.lowers, err = stackOf(in.mountpoint)
+		if err == nil && in.pool == "" && isFuse(in.mountpoint) == nil { // kernel overlay has no stubs
+			in.pool, err = poolOf(in.mountpoint)
+		}
 	case len(in.uppers) == 0:
 		err = errs.New(errs.Usage, "%s: a mountpoint or --upper is needed (see `layerfs %s --help`)", c.Name(), c.Name())
 	}
@@ -84,6 +99,13 @@ func stackOf(mountpoint string) (uppers, lowers []string, err error) {
 	return paths[:n], paths[n:], flush(mountpoint)
 }
 
+// poolOf asks a mount for its shared pool, "" for none.
+func poolOf(mountpoint string) (string, error) {
+	var status fs.Status
+	err := control.Call(mountpoint, "status", nil, &status)
+	return status.Pool, err
+}
+
 // flush makes what programs have written into a mount arrive in its upper.
 func flush(mountpoint string) error {
 	fd, err := sys.OpenRoot(mountpoint)
@@ -109,7 +131,9 @@ func cmdChanges(args []string) error {
 	if done || err != nil {
 		return err
 	}
-	return printChanges(c.json, branches.Comparison{Uppers: in.uppers, Lowers: in.lowers}.Run)
+	cmp, end := in.comparison()
+	defer end()
+	return printChanges(c.json, cmp.Run)
 }
 
 // printChanges prints the changes that run finds, one a line or as JSON.
@@ -139,9 +163,9 @@ func cmdDiff(args []string) error {
 	if done || err != nil {
 		return err
 	}
-	return writeTar("diff", *out, func(w io.Writer) error {
-		return oci.Diff(w, branches.Comparison{Uppers: in.uppers, Lowers: in.lowers}, warnLine)
-	})
+	cmp, end := in.comparison()
+	defer end()
+	return writeTar("diff", *out, func(w io.Writer) error { return oci.Diff(w, cmp, warnLine) })
 }
 
 // writeTar has write write a tar to the file out, "-" being standard output.

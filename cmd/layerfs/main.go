@@ -24,6 +24,7 @@ var commands = map[string]func(args []string) error{
 	"trace":    cmdTrace,
 	"changes":  cmdChanges,
 	"check":    cmdCheck,
+	"settle":   cmdSettle,
 	"convert":  cmdConvert,
 	"diff":     cmdDiff,
 	"apply":    cmdApply,
@@ -35,16 +36,12 @@ var commands = map[string]func(args []string) error{
 	"info":      cmdInfo,
 	"device":    cmdDevice,
 
-	poolProcess: runPoolProcess,
-	poolChecker: runPoolChecker,
+	poolProcess:  runPoolProcess,
+	poolChecker:  runPoolChecker,
+	poolLauncher: runPoolLauncher,
+	poolMaker:    runPoolMaker,
 
 	mountsProcess: runMountsProcess,
-}
-
-// absent are commands of the full program that are not in this one. They
-// must not be taken for mountpoints.
-var absent = []string{
-	"settle",
 }
 
 func main() {
@@ -81,9 +78,6 @@ func dispatch(argv []string) (int, error) {
 	default:
 		if run := commands[name]; run != nil {
 			return classCode(run(args[1:]))
-		}
-		if contains(absent, name) {
-			return classCode(errs.New(errs.Unsupported, "'%s' is not available in this version", name))
 		}
 	}
 	return anyFailure(runDropIn(argv[1:]))

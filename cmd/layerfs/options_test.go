@@ -129,6 +129,9 @@ func TestRefusedOptions(t *testing.T) {
 		"lowerdir=l,fsync=maybe":                errs.Usage,
 		"lowerdir=l,xattr_permissions=3":        errs.Usage,
 		"lowerdir=l,whiteout=pink":              errs.Usage,
+		"lowerdir=l,copyup=some":                errs.Usage,
+		"lowerdir=l,copyup_threshold=0":         errs.Usage,
+		"lowerdir=l,settle=never":               errs.Usage,
 		"lowerdir=l,backend=aufs":               errs.Usage,
 	} {
 		for _, strict := range []bool{true, false} {
@@ -138,8 +141,7 @@ func TestRefusedOptions(t *testing.T) {
 		}
 	}
 	for opts, class := range map[string]errs.Class{
-		"lowerdir=l,lowedir=x":    errs.Usage,
-		"lowerdir=l,copyup=block": errs.Unsupported,
+		"lowerdir=l,lowedir=x": errs.Usage,
 	} {
 		if _, err := parseOptions(true, []string{opts}); err == nil || errs.Of(err) != class {
 			t.Errorf("%q, strict: got %v", opts, err)
@@ -181,7 +183,7 @@ func TestParseLoose(t *testing.T) {
 
 func TestDispatch(t *testing.T) {
 	for args, want := range map[string]int{
-		"layerfs settle m": 7, "layerfs diff /none": 3, "layerfs pool": 2, "layerfs thin zap": 2, "layerfs mount": 2, "layerfs status": 2, "layerfs umount /none": 3,
+		"layerfs settle /none": 3, "layerfs diff /none": 3, "layerfs pool": 2, "layerfs thin zap": 2, "layerfs mount": 2, "layerfs status": 2, "layerfs umount /none": 3,
 		"layerfs mount -o nonsense=1 m": 2, "layerfs -o lowerdir=l": 1, "layerfs m": 1, "mount.layerfs none": 1,
 		"layerfs status --json /": 3, "fuse-overlayfs diff": 1, "layerfs changes": 2,
 	} {

@@ -32,7 +32,8 @@ const (
 	poolGCPercent = 50
 )
 
-// runPoolProcess serves the pool in the directory args[0].
+// runPoolProcess serves the pool whose directory its launcher has opened for
+// it, and which is called args[0].
 func runPoolProcess(args []string) error {
 	if len(args) != 1 {
 		return errs.New(errs.Usage, "%s is for layerfs itself", poolProcess)
@@ -43,7 +44,7 @@ func runPoolProcess(args []string) error {
 	debug.SetGCPercent(poolGCPercent)
 	signal.Ignore(syscall.SIGPIPE, syscall.SIGINT, syscall.SIGHUP)
 	raiseLimit()
-	return server.Run(args[0], client.Report)
+	return server.Run(client.PoolDir(), client.Report)
 }
 
 // closeInherited keeps descriptors of whoever started us from being held as

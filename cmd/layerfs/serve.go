@@ -32,7 +32,8 @@ const (
 // session is a live mount.
 type session struct {
 	mountpoint string
-	why        string // this backend
+	launcher   *launcher // nil when no pool will be needed
+	why        string    // this backend
 	fs         *fs.FS
 	conn       *fusedev.Conn
 	log        *log.Logger
@@ -57,14 +58,26 @@ func (inv *invocation) serve(ready func()) error {
 		s.log.Print(err)
 	}
 	channel := s.listen()
+	if inv.settleAt == "idle" {
+		go s.fs.SettleWhenIdle()
+	}
 	ready()
 	err = s.wait(signals)
 	if channel != nil {
 		channel.Close()
 	}
 	s.conn.Close()
+	if inv.settleAt == "umount" {
+		s.fs.Settle()
+		if _, err := s.fs.SettleDirs(); err != nil {
+			s.log.Print(err)
+		}
+	}
 	if closeErr := s.fs.Close(); err == nil {
 		err = closeErr
+	}
+	if s.launcher != nil {
+		s.launcher.Close()
 	}
 	return err
 }
@@ -81,6 +94,11 @@ func (inv *invocation) open() (*session, error) {
 	}
 	opts := inv.fileSystem()
 	opts.Log = logger
+	launch, err := inv.preparePools(stack, &opts)
+	if err != nil {
+		stack.Close()
+		return nil, err
+	}
 	f, err := fs.New(stack, opts)
 	if err != nil {
 		stack.Close()
@@ -95,7 +113,7 @@ func (inv *invocation) open() (*session, error) {
 	}
 	f.SetNotifier(conn)
 	conn.Gate = f
-	s := &session{mountpoint: inv.mountpoint, why: inv.why, fs: f, conn: conn, log: logger, ended: make(chan error, 1)}
+	s := &session{mountpoint: inv.mountpoint, launcher: launch, why: inv.why, fs: f, conn: conn, log: logger, ended: make(chan error, 1)}
 	go func() { s.ended <- conn.Serve(f, fuseOpts) }()
 	return s, nil
 }
@@ -133,6 +151,11 @@ func (s *session) answer(cmd string, args json.RawMessage, files []*os.File) (an
 			return nil, errs.New(errs.Usage, "trace: %w", err)
 		}
 		return s.fs.Trace(path)
+	case "settle":
+		s.fs.StartSettle()
+		return nil, nil
+	case "settle status":
+		return s.fs.SettleStatus(), nil
 	case "remembered", "change":
 		changes, err := changesFrom(args, files)
 		if err != nil {

@@ -30,7 +30,11 @@ type settings struct {
 	showMarks   bool
 	volatile    bool
 
-	fs fs.Options // Log is set when the mount is made
+	fs     fs.Options // Log and Pools are set when the mount is made
+	copyUp string     // copyup=; "" is full
+	pool   string     // the shared pool, "" for private ones
+	// settleAt is when stubs become plain files: "" for when that is asked for.
+	settleAt string
 
 	fsName, subtype string
 	flags, cleared  uintptr // MS_* set and cleared by words
@@ -54,7 +58,7 @@ func newSettings(strict bool) *settings {
 		backend:  "auto",
 		fsName:   "layerfs",
 		subtype:  "layerfs",
-		fs:       fs.Options{RedirectDir: true},
+		fs:       fs.Options{RedirectDir: true, Threshold: fs.DefaultThreshold},
 	}
 }
 
@@ -102,6 +106,7 @@ func (s *settings) stack(mountpoint string) branches.Config {
 // fileSystem says how the file system is to behave.
 func (s *settings) fileSystem() fs.Options {
 	o := s.fs
+	o.CopyUp = s.copyUpMode()
 	switch {
 	case s.timeout != nil:
 		o.Timeout = *s.timeout

@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"io"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -93,6 +94,34 @@ func copyByHand(dst, src int, off, end int64) error {
 func PRead(fd int, buf []byte, off int64) (n int, err error) {
 	err = retry("pread", func() (err error) { n, err = unix.Pread(fd, buf, off); return err })
 	return max(n, 0), err
+}
+
+// Cached reports whether the byte of a file at off can be read without waiting
+// for the disk.
+func Cached(fd int, off int64) bool {
+	var b [1]byte
+	_, err := unix.Preadv2(fd, [][]byte{b[:]}, off, unix.RWF_NOWAIT)
+	return err != unix.EAGAIN
+}
+
+// ReadAhead has a range of a file read into the cache, and does not wait for it.
+func ReadAhead(fd int, off, length int64) {
+	_ = unix.Fadvise(fd, off, length, unix.FADV_WILLNEED) // advice
+}
+
+// ReadFullAt is PRead until p is full; io.EOF tells of the end of the file.
+func ReadFullAt(fd int, p []byte, off int64) (n int, err error) {
+	for n < len(p) {
+		m, err := PRead(fd, p[n:], off+int64(n))
+		if err != nil {
+			return n, err
+		}
+		if m == 0 {
+			return n, io.EOF
+		}
+		n += m
+	}
+	return n, nil
 }
 
 // PReadV reads at off into several buffers.

@@ -79,6 +79,15 @@ func OpenRoot(path string) (int, error) {
 	return fd, err
 }
 
+// OpenPath opens a file outside of any branch for reading.
+func OpenPath(path string) (fd int, err error) {
+	err = retry("open", func() (err error) {
+		fd, err = unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		return err
+	})
+	return fd, err
+}
+
 // Close closes fd; the descriptor is gone whatever the error.
 func Close(fd int) error { return unix.Close(fd) }
 

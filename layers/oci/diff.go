@@ -5,7 +5,6 @@ import (
 	"bufio"
 	"fmt"
 	"io"
-	"os"
 	"path"
 	"strings"
 	"time"
@@ -152,13 +151,12 @@ var (
 )
 
 func (w *writer) content(o *branches.Object, size int64) error {
-	fd, err := o.Open()
+	f, err := o.Open()
 	if err != nil {
 		return err
 	}
-	f := os.NewFile(uintptr(fd), "")
 	defer f.Close()
-	n, err := io.CopyBuffer(struct{ io.Writer }{w.tar}, struct{ io.Reader }{io.LimitReader(f, size)}, w.buf)
+	n, err := io.CopyBuffer(struct{ io.Writer }{w.tar}, struct{ io.Reader }{io.NewSectionReader(f, 0, size)}, w.buf)
 	if err == nil && n < size {
 		err = errs.New(errs.Failed, "became shorter while it was read: repeat it when nobody makes changes")
 	}

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# bench.sh [union] [branches] [pool] [containers]: compares native, kernel overlay, layerfs, fuse-overlayfs and
+# bench.sh [union] [branches] [blocks] [pool] [containers]: compares native, kernel overlay, layerfs, fuse-overlayfs and
 # unionfs-fuse (those that are there) on a fresh ext4 in a loop device. The
 # tree is Debian's minbase (cached in $LAYERFS_CACHE); with LAYERFS_BENCH_SHORT=1
 # a smaller one made up on the spot, in one round. Then the same with 1 to 500
-# branches, thin devices against qcow2 (tests/bench/pool), and what containers cost
+# branches, files copied up by blocks (tests/bench/blocks), thin devices against qcow2
+# (tests/bench/pool), and what containers cost
 # with each driver (tests/bench/containers). Root only: it needs the loop
 # device, kernel overlay and dropped caches.
 set -eu
@@ -36,11 +37,16 @@ if [ -z "$short" ]; then
 	fi
 	tar -C "$D/fs/lower" -xf "$cache/minbase.tar"
 fi
-for what in "${@:-union branches pool containers}"; do
+for what in "${@:-union branches blocks pool containers}"; do
 	for w in $what; do
 		case $w in
 		union) "$D/bench" -dir "$D/fs" -layerfs "$PWD/bin/layerfs" -rounds "${ROUNDS:-3}" ${short:+-short} ;;
 		branches) "$D/bench" -branches -dir "$D/fs" -layerfs "$PWD/bin/layerfs" -rounds "${ROUNDS:-3}" ${short:+-short} ;;
+		blocks)
+			CGO_ENABLED=0 go build -o "$D/blocks" ./tests/bench/blocks
+			mkdir "$D/fs/blocks"
+			"$D/blocks" -dir "$D/fs/blocks" -layerfs "$PWD/bin/layerfs" -rounds "${ROUNDS:-3}" ${short:+-short}
+			;;
 		pool)
 			CGO_ENABLED=0 go build -o "$D/poolbench" ./tests/bench/pool
 			mkdir "$D/fs/pools"

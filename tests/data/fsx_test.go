@@ -289,6 +289,10 @@ func (x *exerciser) round(t *testing.T, e *harness.Env, c configuration, n int, 
 	disk, err := os.ReadFile(e.P("u", "f"))
 	if os.IsNotExist(err) { // nothing has changed it in this round
 		disk, err = os.ReadFile(e.P("l", "f"))
+	} else if harness.MountOptions() != "" { // what is in the upper may be a stub
+		m = e.Mount(e.RW())
+		disk, err = os.ReadFile(x.path)
+		m.Unmount()
 	}
 	require.NoError(t, err)
 	require.NoError(t, x.compare(disk, 0), "on disk after operation %d", x.ops)

@@ -259,6 +259,10 @@ func generate(t *testing.T, dialect string, seed int64, perMount int) {
 			shown[tree] = describe(t, live, tree)
 		}
 		m.Unmount()
+		if harness.MountOptions() != "" { // who reads the upper next knows no stubs
+			r := e.Layerfs("settle", "--workdir", work, upper)
+			require.Zero(t, r.Code, "%s%s", r.Stdout, r.Stderr)
+		}
 
 		lowers = append(union{upper}, lowers...)
 		at := fmt.Sprintf("seed %d, generation %d", seed, g)

@@ -34,6 +34,9 @@ func (e *Env) Mount(opts ...string) *Mount {
 func (e *Env) MountOn(point string, opts ...string) *Mount {
 	e.T.Helper()
 	RequireFUSE(e.T)
+	if forced := MountOptions(); forced != "" {
+		opts = append(opts, forced)
+	}
 	var args []string
 	for _, o := range opts {
 		args = append(args, "-o", o)

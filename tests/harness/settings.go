@@ -22,3 +22,7 @@ func Setting(name string, usual int) int {
 
 // Full reports whether LAYERFS_TEST_FULL asks for every case instead of some.
 func Full() bool { return os.Getenv("LAYERFS_TEST_FULL") != "" }
+
+// MountOptions are options for every mount of a suite, from LAYERFS_TEST_MOUNT:
+// copyup=block,copyup_threshold=1 has it run with stubs.
+func MountOptions() string { return os.Getenv("LAYERFS_TEST_MOUNT") }

@@ -118,6 +118,9 @@ func mountsBelow(dir string) (out []string) {
 // options returns the three directories and extra as one option string.
 func (b *box) options(extra ...string) string {
 	o := []string{"lowerdir=" + b.lower, "upperdir=" + b.upper, "workdir=" + b.work}
+	if forced := harness.MountOptions(); forced != "" {
+		extra = append(extra, forced)
+	}
 	return strings.Join(append(o, extra...), ",")
 }
 
