@@ -156,8 +156,13 @@ func (s *service) Reserve(ctx context.Context, n int) ([]blockstore.Grant, error
 }
 
 func (s *service) Return(blocks []uint64) {
+	// The request is not repeated to a next process: that knows of none, and may
+	// have given the blocks to another volume of this client meanwhile.
+	conn, err := s.current()
 	s.journal.unreserve(blocks)
-	_, _ = s.client().do(context.Background(), wire.Return, wire.Words(blocks...)) // a new process knows of none
+	if err == nil {
+		_, _ = conn.roundTrip(context.Background(), wire.Return, wire.Words(blocks...))
+	}
 }
 
 func (s *service) Assign(id uint32, list []blockstore.Assignment) error {
