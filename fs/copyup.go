@@ -222,7 +222,11 @@ func (f *FS) copyContent(n *node, low location, cp *copied, st *sys.Stat, c *cut
 			f.counters.copiedBytes.Add(size)
 			return f.newBacking(dst, true), nil
 		}
-		back, err := f.copyByBlocks(n, src.fd, cp.rel, dst, cp, st, c)
+		var back *backing
+		err := errNotByBlocks
+		if f.opts.CopyUp == CopyBlock {
+			back, err = f.copyByBlocks(n, src.fd, cp.rel, dst, cp, st, c)
+		}
 		if err != errNotByBlocks {
 			if err != nil {
 				sys.Close(dst)

@@ -31,7 +31,7 @@ func cmdMount(args []string) error {
 	if err != nil {
 		return err
 	}
-	if s.copyUp == "" {
+	if s.copyUp == "" && s.pool == "" {
 		s.copyUp = "auto" // the best way there is
 	}
 	inv.settings, inv.mountpoint = s, c.Arg(0)

@@ -35,9 +35,9 @@ func setThreshold(s *settings, value string) error {
 // be it by naming a pool.
 func (s *settings) copyUpMode() fs.CopyUpMode {
 	switch {
-	case s.copyUp == "block":
+	case s.copyUp == "block", s.copyUp == "" && s.pool != "":
 		return fs.CopyBlock
-	case s.copyUp == "auto", s.copyUp == "" && s.pool != "":
+	case s.copyUp == "auto":
 		return fs.CopyAuto
 	}
 	return fs.CopyFull
@@ -49,7 +49,7 @@ func (s *settings) preparePools(stack *branches.Stack, opts *fs.Options) (*launc
 	for _, b := range stack.Branches() {
 		stubs = stubs || b.Stubs.Load()
 	}
-	writes := len(stack.Writable()) > 0 && opts.CopyUp != fs.CopyFull
+	writes := len(stack.Writable()) > 0 && opts.CopyUp == fs.CopyBlock
 	if !stubs && !writes {
 		return nil, nil
 	}
