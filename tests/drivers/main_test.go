@@ -149,8 +149,10 @@ func (s *store) mapped() (ids []string) {
 	s.T.Helper()
 	_, pool, _ := strings.Cut(s.ok("info"), " Pool Name: ") // it is active then
 	pool, _, _ = strings.Cut(pool, "\n")
+	_, metadata, _ := strings.Cut(s.ok("info"), " Metadata file: ")
+	metadata, _, _ = strings.Cut(metadata, "\n")
 	out := s.Sh("dmsetup message " + pool + ` 0 reserve_metadata_snap
-		thin_ls --no-headers -m -o DEV $(losetup -n -O NAME -j ` + s.root + "/devicemapper/devicemapper/metadata) && dmsetup message " + pool + " 0 release_metadata_snap")
+		thin_ls --no-headers -m -o DEV ` + metadata + " && dmsetup message " + pool + " 0 release_metadata_snap")
 	return strings.Fields(out)[1:]
 }
 
@@ -173,8 +175,10 @@ func (s *store) flags() []string {
 	if s.devices() {
 		list = append(list, "--storage-opt", "dm.basesize=512M", "--storage-opt", "dm.loopdatasize=8G", "--storage-opt", "dm.loopmetadatasize=64M")
 	}
-	list = append(list, s.more...)
-	return list
+	for _, o := range strings.Fields(os.Getenv("LAYERFS_TEST_STORAGE_OPT")) {
+		list = append(list, "--storage-opt", o)
+	}
+	return append(list, s.more...)
 }
 
 // ok runs a command that must succeed, and returns its output.

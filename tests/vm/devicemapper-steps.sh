@@ -40,11 +40,10 @@ refused() {
 # used prints a field of info.
 field() { dm -- info | sed -n "s/^ $1: //p"; }
 
+# conformance [PATTERN]: the suite of tests/drivers.
 conformance() {
-	local pattern
-	pattern=$(cat pattern)
 	LAYERFS_TEST_DRIVERS=devicemapper LAYERFS_FAULT_BIN=/layerfs/layerfs-faults LAYERFS_TEST_DIR=/var/tmp/t \
-		./drivers.test -test.timeout 30m -test.run "${pattern:-TestSame|TestApart|TestMounting|TestEmpty|TestUsage|TestOptions}" \
+		./drivers.test -test.timeout 60m -test.run "${1:-TestSame|TestApart|TestMounting|TestEmpty|TestUsage|TestOptions|TestSize}" \
 		-test.skip 'Full|Auto|BadInput|Hostile|MovedName|Nested|Damaged|UnmountedByHand' >out 2>&1 || {
 		grep -v '^ok' out | cut -c1-300 | head -80
 		return 1
@@ -57,6 +56,40 @@ fresh() {
 	dmsetup remove_all -f
 	losetup -D
 	rm -rf /w/s
+}
+
+on_disks() { LAYERFS_TEST_STORAGE_OPT="dm.datadev=/dev/vdb dm.metadatadev=/dev/vdc" conformance 'TestSame|TestMounting|TestOneBlock'; }
+
+with_udevd() {
+	/lib/systemd/systemd-udevd --daemon
+	udevadm trigger
+	udevadm settle
+	(unset DM_DISABLE_UDEV && conformance 'TestSame|TestMounting|TestApart')
+	local rc=$?
+	pkill -x systemd-udevd || pkill udevd
+	return $rc
+}
+
+# What Docker's driver has left in loop files is read, and an image of it imported.
+stranded() {
+	# shellcheck disable=SC2086
+	filled $small
+	echo old >"$M/etc/release"
+	dm -- container umount c
+	local id
+	id=$("$L" --root /w/s container ls --json 2>/dev/null | grep -o '"tree": "[^"]*"' | cut -d'"' -f4)
+	dm -- device deactivate
+	mkdir /w/docker /w/dev /w/old
+	mv /w/s/devicemapper/devicemapper/data /w/s/devicemapper/devicemapper/metadata /w/docker
+	"$L" pool restore /w/pool --data /w/docker/data --metadata /w/docker/metadata
+	"$L" pool mount /w/pool /w/dev
+	mount -o loop /w/dev/thin-2 /w/old # 0 is the base device, 1 the image
+	tar -C /w/old/rootfs -cf - . | "$L" --root /w/new --driver vfs layer import old -
+	umount /w/old
+	"$L" umount /w/dev
+	"$L" --root /w/new container create --from old c
+	same "what $id had" old "$(cat "$("$L" --root /w/new container mount c)/etc/release")"
+	rm -rf /w/new /w/pool /w/docker /w/dev /w/old /w/s
 }
 
 # try NAME FUNCTION: a step that begins with nothing.
@@ -290,8 +323,11 @@ costs() {
 }
 
 exec 3>&1
-step "the conformance suite on loop files" conformance
+step "the conformance suite on loop files" conformance "$(cat pattern)"
 [ -z "$(cat pattern)" ] || exit $failed
+try "the same on disks" on_disks
+try "the same while udevd runs" with_udevd
+try "what Docker has left" stranded
 try "two devices as a pool" devices
 try "somebody else's pool" thinpooldev
 try "an empty device for LVM" lvm_device

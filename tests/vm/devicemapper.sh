@@ -13,7 +13,7 @@ start=$SECONDS
 
 # root makes the guest's root file system: a Debian with the tools that tests run.
 root() {
-	local packages=attr,dmsetup,e2fsprogs,kmod,lvm2,procps,thin-provisioning-tools,xfsprogs
+	local packages=attr,dmsetup,e2fsprogs,kmod,lvm2,procps,thin-provisioning-tools,udev,xfsprogs
 	rootfs=$CACHE/debian-$(echo "$packages" | sha256sum | head -c 8).tar
 	[ -e "$rootfs" ] && return
 	mmdebstrap --quiet --variant=minbase --include="$packages" --format=tar bookworm "$rootfs.new"
@@ -45,7 +45,7 @@ cp "$here/devicemapper-guest.sh" "$T/guest/main"
 boot() {
 	echo "$1" >"$T/guest/script"
 	echo "$2" >"$T/guest/argument"
-	VM_MEMORY=1024 VM_SECONDS=${VM_SECONDS:-900} "$here/run-in-vm.sh" "$T/guest" "$T/disk0" "$T/disk1" "$T/disk2"
+	VM_MEMORY=1024 VM_SECONDS=${DM_SECONDS:-1500} "$here/run-in-vm.sh" "$T/guest" "$T/disk0" "$T/disk1" "$T/disk2"
 }
 boot devicemapper-steps.sh "${1:-}"
 if [ -z "${1:-}" ]; then
