@@ -39,10 +39,26 @@ func (j *journal) begin(e *entry) {
 }
 
 // answered notes that e belongs to transaction seq, which is never 0, of an
-// instance of the pool.
+// instance of the pool. When e was repeated to a next instance before its answer was
+// looked at, that one's answer counts: by the first one's e would never become durable,
+// and would be repeated once more when it is long out of date.
 func (j *journal) answered(e *entry, instance string, seq uint64) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if e.seq == 0 {
+		j.setLocked(e, instance, seq)
+	}
+}
+
+// repeated is answered for what was told to a new instance.
+func (j *journal) repeated(e *entry, instance string, seq uint64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.setLocked(e, instance, seq)
+}
+
+// setLocked notes an answer. Precondition: mu is held.
+func (j *journal) setLocked(e *entry, instance string, seq uint64) {
 	e.instance, e.seq = instance, seq
 	for _, a := range e.list {
 		delete(j.reserved, a.Data)
@@ -147,7 +163,7 @@ func (j *journal) replay(c *conn, w *wire.Welcome) error {
 		if err != nil {
 			return err
 		}
-		j.answered(e, w.Instance, seq)
+		j.repeated(e, w.Instance, seq)
 	}
 	if len(blocks) == 0 {
 		return nil
