@@ -68,14 +68,16 @@ func Open(cfg Config) (*Store, error) {
 		cfg.Options = nil
 	}
 	if s.driver, err = openDriver(s.meta.Driver, s.home(), driverState{s.index}, cfg); err != nil {
-		s.forget()
+		if !found {
+			s.forget()
+		}
 		return nil, err
 	}
 	return s, s.recover()
 }
 
-// forget gives up the driver of a store in which there is nothing yet: it cannot be
-// opened, and another one can be tried.
+// forget gives up the driver of a store that was just made: it cannot be opened, and
+// another one can be tried.
 func (s *Store) forget() {
 	_ = s.index.update(func(t txn) error {
 		for _, b := range [][]byte{layerBucket, containerBucket, driverBucket} {
@@ -108,7 +110,8 @@ func makeRoot(path string) (string, error) {
 	return filepath.EvalSymlinks(abs)
 }
 
-// settleDriver finds out which driver the store has, and gives it one when it is new. found is whether it was there.
+// settleDriver finds out which driver the store has, and gives it one when it is new.
+// found is whether it was there.
 func (s *Store) settleDriver(name string, cfg Config) (found bool, err error) {
 	if found, err = s.remembered(); err != nil {
 		return found, err
