@@ -106,18 +106,18 @@ func (d *Driver) Commit(from, to driver.Tree) error {
 	if err != nil {
 		return err
 	}
-	if !complete {
-		return d.copyChanges(from, to)
-	}
 	size, err := d.pool.Size(from.ID)
 	if err != nil {
 		return err
 	}
+	if !complete {
+		return d.copyChanges(from, to, size)
+	}
 	return d.pool.Snapshot(from.ID, to.ID, size)
 }
 
-func (d *Driver) copyChanges(from, to driver.Tree) error {
-	if err := d.Create(to); err != nil {
+func (d *Driver) copyChanges(from, to driver.Tree, size int64) error {
+	if err := d.create(to, size); err != nil {
 		return err
 	}
 	ignore := func(string) {} // sockets, which mean nothing without who listens
