@@ -161,6 +161,9 @@ func TestApart(t *testing.T) {
 // seen in order.
 func TestDeep(t *testing.T) {
 	const depth = 130
+	if testing.Short() {
+		t.Skip("it takes long, and is the same for everybody")
+	}
 	each(t, func(s *store) {
 		var layers []layer
 		for i := range depth {

@@ -37,11 +37,14 @@ var crashCases = []crashCase{
 
 // TestKilled: killed at any moment, a command has happened or not, and after the next
 // one nothing half-made is there. LAYERFS_TEST_FULL=1 takes every call, else it is every
-// seventh, others with each driver.
+// eleventh, others with each driver.
 func TestKilled(t *testing.T) {
-	step := 7
-	if harness.Full() {
+	step := 11
+	switch {
+	case harness.Full():
 		step = 1
+	case testing.Short():
+		step = 37
 	}
 	for d, p := range places() {
 		t.Run(p.String(), func(t *testing.T) {
