@@ -26,16 +26,21 @@ type entry struct {
 	from, count uint64                  // of the others; from is the size of SetSize
 	instance    string                  // the process that answered
 	seq         uint64                  // the transaction it belongs to there; 0: not answered yet
+	heard       bool                    // some process has answered: the change is made
 }
 
 func (j *journal) init() { j.reserved = map[uint64]struct{}{} }
 
-// begin notes a change that is about to be sent. Its blocks stay reserved
-// until the answer.
+// begin notes a change that is about to be sent. Its blocks are the entry's from here
+// on, and no longer among the reserved ones: once the process has the change it may free
+// them and give them to us anew, and what is heard late of the change must not touch that.
 func (j *journal) begin(e *entry) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.entries = append(j.entries, e)
+	for _, a := range e.list {
+		delete(j.reserved, a.Data)
+	}
 }
 
 // answered notes that e belongs to transaction seq, which is never 0, of an
@@ -59,10 +64,7 @@ func (j *journal) repeated(e *entry, instance string, seq uint64) {
 
 // setLocked notes an answer. Precondition: mu is held.
 func (j *journal) setLocked(e *entry, instance string, seq uint64) {
-	e.instance, e.seq = instance, seq
-	for _, a := range e.list {
-		delete(j.reserved, a.Data)
-	}
+	e.instance, e.seq, e.heard = instance, seq, true
 }
 
 // told reports whether a pool process that lives has answered to e.
@@ -77,9 +79,6 @@ func (j *journal) drop(e *entry) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.removeLocked(func(o *entry) bool { return o == e })
-	for _, a := range e.list {
-		delete(j.reserved, a.Data)
-	}
 }
 
 func (j *journal) removeLocked(which func(*entry) bool) {
@@ -106,13 +105,14 @@ func (j *journal) outlived(past []blockstore.Instance) {
 	}
 }
 
-// of lists the changes of a device that are not known to be durable.
+// of lists the changes of a device that are made and not known to be durable. One that
+// is on its way only now is not among them: a commit may come before it.
 func (j *journal) of(id uint32) []*entry {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	var out []*entry
 	for _, e := range j.entries {
-		if e.id == id {
+		if e.id == id && e.heard {
 			out = append(out, e)
 		}
 	}
