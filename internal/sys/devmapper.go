@@ -38,6 +38,7 @@ const (
 	MapperReadOnly      = 1 << 0
 	MapperSuspended     = 1 << 1
 	MapperTable         = 1 << 4 // the table rather than the status
+	MapperLive          = 1 << 5 // DM_ACTIVE_PRESENT_FLAG
 	mapperBufferFull    = 1 << 8
 	MapperNoFlush       = 1 << 11
 	MapperDeferred      = 1 << 17

@@ -46,6 +46,7 @@ type Device struct {
 	Dev       uint64 // its number
 	OpenCount int
 	Suspended bool
+	Live      bool // it has a table: Create has come to its end
 }
 
 // Path is the device's node.
@@ -68,7 +69,7 @@ func (m *Mapper) Lookup(name string) (d Device, ok bool, err error) {
 	if sys.NoDevice(err) {
 		return d, false, nil
 	}
-	return Device{r.Dev, int(r.OpenCount), r.Flags&sys.MapperSuspended != 0}, err == nil, err
+	return Device{r.Dev, int(r.OpenCount), r.Flags&sys.MapperSuspended != 0, r.Flags&sys.MapperLive != 0}, err == nil, err
 }
 
 // Names returns the names of all devices.

@@ -203,6 +203,9 @@ func (p *Pool) Attach(name string) (string, error) {
 		return "", err
 	}
 	d, there, err := p.dm.Lookup(p.mapped(name))
+	if err == nil && there && !d.Live { // whoever was attaching it has died
+		there, err = false, p.dm.Remove(p.mapped(name), false)
+	}
 	if err == nil && !there {
 		var params string
 		if params, err = p.thinTable(r); err == nil {
