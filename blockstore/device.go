@@ -392,19 +392,25 @@ func (p *Pool) changeRecord(name string, change func(*deviceRecord) error) error
 	return nil
 }
 
+// usableLocked finds a device that somebody may take. Precondition: mu is held.
+func (p *Pool) usableLocked(name string) (*device, error) {
+	if err := p.failedLocked(); err != nil {
+		return nil, err
+	}
+	d, err := p.byNameLocked(name)
+	if err == nil && p.sb.Exported {
+		err = p.cause
+	}
+	return d, err
+}
+
 // Acquire gives a device to an owner; EBUSY when it has one.
 func (p *Pool) Acquire(name string, owner Owner) (DeviceInfo, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err := p.failedLocked(); err != nil {
-		return DeviceInfo{}, err
-	}
-	d, err := p.byNameLocked(name)
+	d, err := p.usableLocked(name)
 	if err != nil {
 		return DeviceInfo{}, err
-	}
-	if p.sb.Exported {
-		return DeviceInfo{}, p.cause
 	}
 	if d.owner != nil && d.owner != owner || len(d.readers) > 0 {
 		return DeviceInfo{}, errs.New(errs.Busy, "thin device %q is in use: %w", d.rec.Name, unix.EBUSY)
@@ -418,15 +424,9 @@ func (p *Pool) Acquire(name string, owner Owner) (DeviceInfo, error) {
 func (p *Pool) AcquireToRead(name string, reader Owner) (DeviceInfo, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err := p.failedLocked(); err != nil {
-		return DeviceInfo{}, err
-	}
-	d, err := p.byNameLocked(name)
+	d, err := p.usableLocked(name)
 	if err != nil {
 		return DeviceInfo{}, err
-	}
-	if p.sb.Exported {
-		return DeviceInfo{}, p.cause
 	}
 	if d.owner != nil {
 		return DeviceInfo{}, errs.New(errs.Busy, "thin device %q is in use: %w", d.rec.Name, unix.EBUSY)

@@ -80,7 +80,7 @@ func collectIn(s stub.Store, id string, links *linkIndex) error {
 
 // findStubs notes the keys of all stubs below name in dirfd.
 func findStubs(dirfd int, name string, named map[string]bool) error {
-	fd, err := sys.OpenIn(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	fd, entries, err := openListed(dirfd, name)
 	if err == unix.EXDEV || err == unix.ENOENT {
 		return nil
 	}
@@ -88,10 +88,6 @@ func findStubs(dirfd int, name string, named map[string]bool) error {
 		return err
 	}
 	defer sys.Close(fd)
-	entries, err := sys.ReadDir(fd)
-	if err != nil {
-		return err
-	}
 	for _, e := range entries {
 		switch {
 		case e.Type == unix.DT_DIR && (e.Name == whiteout.StubDir || e.Name == whiteout.PrivateDir) && name == ".":

@@ -70,17 +70,26 @@ func (f *FS) linksKnown() bool {
 	return false
 }
 
+// openListed opens the directory name in dirfd and lists it; the caller closes it.
+func openListed(dirfd int, name string) (fd int, entries []sys.Dirent, err error) {
+	fd, err = sys.OpenIn(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return -1, nil, err
+	}
+	if entries, err = sys.ReadDir(fd); err != nil {
+		sys.Close(fd)
+		return -1, nil, err
+	}
+	return fd, entries, nil
+}
+
 // rebuild enters every file below name in dirfd that carries a link record.
 func (l *linkIndex) rebuild(dirfd int, name string) error {
-	fd, err := sys.OpenIn(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	fd, entries, err := openListed(dirfd, name)
 	if err != nil {
 		return err
 	}
 	defer sys.Close(fd)
-	entries, err := sys.ReadDir(fd)
-	if err != nil {
-		return err
-	}
 	for _, e := range entries {
 		switch {
 		case e.Type == unix.DT_DIR:

@@ -184,7 +184,7 @@ func (f *FS) stubsIn(b *branches.Branch) (list []string, err error) {
 // walkFiles calls visit for every regular file below name in dirfd, except in
 // what belongs to the union itself.
 func walkFiles(dirfd int, name, p string, visit func(dirfd int, name, p string) error) error {
-	fd, err := sys.OpenIn(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	fd, entries, err := openListed(dirfd, name)
 	if err == unix.EXDEV || err == unix.ENOENT {
 		return nil
 	}
@@ -192,10 +192,6 @@ func walkFiles(dirfd int, name, p string, visit func(dirfd int, name, p string) 
 		return err
 	}
 	defer sys.Close(fd)
-	entries, err := sys.ReadDir(fd)
-	if err != nil {
-		return err
-	}
 	for _, e := range entries {
 		below := strings.TrimPrefix(p+"/"+e.Name, "/")
 		switch {
