@@ -72,6 +72,16 @@ func (m *Mapper) Lookup(name string) (d Device, ok bool, err error) {
 	return Device{r.Dev, int(r.OpenCount), r.Flags&sys.MapperSuspended != 0, r.Flags&sys.MapperLive != 0}, err == nil, err
 }
 
+// Whole is Lookup for a device of ours that nobody else may be making now: one without a
+// table, whose maker has died, is removed and so not there.
+func (m *Mapper) Whole(name string) (d Device, ok bool, err error) {
+	d, ok, err = m.Lookup(name)
+	if err == nil && ok && !d.Live {
+		return Device{}, false, m.Remove(name, false)
+	}
+	return d, ok, err
+}
+
 // Names returns the names of all devices.
 func (m *Mapper) Names() ([]string, error) {
 	r, err := m.call(sys.MapperList, "", 0, nil, "")

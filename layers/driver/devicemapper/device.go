@@ -31,6 +31,8 @@ type record struct {
 	ID    uint32 `json:"id"`   // in the pool
 	Size  int64  `json:"size"` // bytes
 	State state  `json:"state,omitempty"`
+	// Origin is the device that is suspended while this one is made of it.
+	Origin string `json:"origin,omitempty"`
 	// Txid is the pool's transaction id when what State says is done.
 	Txid uint64 `json:"txid,omitempty"`
 }
@@ -95,25 +97,54 @@ func (p *Pool) change(name string, intend func(*made, *record) error, do func(re
 	})
 }
 
-// add makes a device by what message says of its number.
-func (p *Pool) add(name string, size int64, message func(id uint32) string) error {
+// add makes a device by what message says of its number; origin is what it is a snapshot
+// of, or "". Precondition: see locked.
+func (p *Pool) add(name, origin string, size int64, message func(id uint32) string) error {
 	err := p.change(name, func(pool *made, r *record) error {
 		if r.State != ready || r.Size != 0 {
 			return errs.New(errs.Busy, "devmapper: device %s is there already", name)
 		}
-		*r = record{ID: pool.Next, Size: size, State: making}
+		*r = record{ID: pool.Next, Size: size, State: making, Origin: origin}
 		pool.Next++
 		return nil
 	}, func(r record) error {
-		return p.dm.Message(p.name, message(r.ID))
+		return p.whileSuspended(origin, func() error { return p.dm.Message(p.name, message(r.ID)) })
 	}, func(r *record) *record {
-		r.State = ready
+		r.State, r.Origin = ready, ""
 		return r
 	})
 	if err == nil || errs.Of(err) == errs.Busy {
 		return err
 	}
 	return errors.Join(p.explain(err), p.remove(name))
+}
+
+// whileSuspended runs fn with the device origin suspended, if it is active. That it is so
+// is recorded before, so that whoever finds fn interrupted can end it.
+func (p *Pool) whileSuspended(origin string, fn func() error) error {
+	if origin == "" {
+		return fn()
+	}
+	_, active, err := p.dm.Lookup(p.mapped(origin))
+	if err != nil {
+		return err
+	}
+	if !active {
+		return fn()
+	}
+	if err := p.dm.Suspend(p.mapped(origin)); err != nil {
+		return err
+	}
+	return errors.Join(fn(), p.dm.Resume(p.mapped(origin)))
+}
+
+// resume ends the suspension of a device by somebody who died.
+func (p *Pool) resume(name string) error {
+	d, there, err := p.dm.Lookup(p.mapped(name))
+	if err != nil || !there || !d.Suspended {
+		return err
+	}
+	return p.dm.Resume(p.mapped(name))
 }
 
 // explain says that a pool is full where the kernel says something else.
@@ -132,7 +163,7 @@ func (p *Pool) explain(err error) error {
 // Make implements devices.Pool.
 func (p *Pool) Make(name string, size int64) error {
 	return p.locked(func() error {
-		return p.add(name, size, func(id uint32) string { return fmt.Sprintf("create_thin %d", id) })
+		return p.add(name, "", size, func(id uint32) string { return fmt.Sprintf("create_thin %d", id) })
 	})
 }
 
@@ -147,20 +178,7 @@ func (p *Pool) snapshot(origin, name string, size int64) error {
 	if err != nil {
 		return err
 	}
-	_, active, err := p.dm.Lookup(p.mapped(origin))
-	if err != nil {
-		return err
-	}
-	if active {
-		if err := p.dm.Suspend(p.mapped(origin)); err != nil {
-			return err
-		}
-	}
-	err = p.add(name, max(size, of.Size), func(id uint32) string { return fmt.Sprintf("create_snap %d %d", id, of.ID) })
-	if active {
-		err = errors.Join(err, p.dm.Resume(p.mapped(origin)))
-	}
-	return err
+	return p.add(name, origin, max(size, of.Size), func(id uint32) string { return fmt.Sprintf("create_snap %d %d", id, of.ID) })
 }
 
 // Grow implements devices.Pool. The size of a thin device is in its table only.
@@ -202,10 +220,7 @@ func (p *Pool) Attach(name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	d, there, err := p.dm.Lookup(p.mapped(name))
-	if err == nil && there && !d.Live { // whoever was attaching it has died
-		there, err = false, p.dm.Remove(p.mapped(name), false)
-	}
+	d, there, err := p.dm.Whole(p.mapped(name))
 	if err == nil && !there {
 		var params string
 		if params, err = p.thinTable(r); err == nil {
@@ -220,14 +235,9 @@ func (p *Pool) Path(string) string { return "" }
 
 // Detach implements devices.Pool.
 func (p *Pool) Detach(name string) error {
-	d, there, err := p.dm.Lookup(p.mapped(name))
+	_, there, err := p.dm.Lookup(p.mapped(name))
 	if err != nil || !there {
 		return err
-	}
-	if d.Suspended { // a snapshot of it was being made by somebody who died
-		if err := p.dm.Resume(p.mapped(name)); err != nil {
-			return err
-		}
 	}
 	return p.dm.Remove(p.mapped(name), p.opts.DeferredRemoval)
 }
@@ -359,6 +369,9 @@ func (p *Pool) finish(name string, d record, txid uint64) error {
 		pool.Txid = txid // what was intended may have been carried out
 		return t.Put(poolKey, pool)
 	})
+	if err == nil && d.Origin != "" {
+		err = p.resume(d.Origin)
+	}
 	if err != nil {
 		return err
 	}

@@ -23,7 +23,9 @@
 // Every change of the pool's metadata is recorded as intended, carried out, given the next
 // transaction id, and recorded as done. After a crash the pool's transaction id says
 // whether it was carried out. A pool whose transaction id is neither is another one, or
-// has lost its metadata, and is refused. Numbers of devices are never used twice.
+// has lost its metadata, and is refused. Numbers of devices are never used twice. The origin
+// of a snapshot is suspended only while its name is in the snapshot's record, so that the
+// next command can resume it.
 //
 // # Lock
 //

@@ -218,13 +218,19 @@ func (p *Pool) makeFiles(r made) error {
 	return nil
 }
 
-// activate makes the pool appear in device-mapper, unless it is there.
+// activate makes the pool appear in device-mapper, unless it is there. Precondition: see
+// locked.
 func (p *Pool) activate(r *made) error {
-	_, there, err := p.dm.Lookup(p.name)
+	ours := r.Kind != thinpool && r.Kind != lvmKind
+	look := p.dm.Lookup
+	if ours {
+		look = p.dm.Whole
+	}
+	_, there, err := look(p.name)
 	if err != nil || there {
 		return err
 	}
-	if r.Kind == thinpool || r.Kind == lvmKind {
+	if !ours {
 		return errs.New(errs.NotFound, "devmapper: the pool %s is not active: activate it first (vgchange -ay, dmsetup)", p.name)
 	}
 	data, size, err := number(r.Data, r.Kind == loopKind)
@@ -236,13 +242,7 @@ func (p *Pool) activate(r *made) error {
 		return err
 	}
 	size -= size % r.Block
-	_, err = p.dm.Create(p.name, "thin-pool", p.poolTable(meta, data), size, false)
-	if errs.Of(err) == errs.Busy { // somebody was quicker
-		if _, there, e := p.dm.Lookup(p.name); e == nil && there {
-			return nil
-		}
-	}
-	if err != nil {
+	if _, err := p.dm.Create(p.name, "thin-pool", p.poolTable(meta, data), size, false); err != nil {
 		return fmt.Errorf("activating the pool of %s: %w", describe(*r), err)
 	}
 	return nil
