@@ -15,6 +15,7 @@ import (
 type backing struct {
 	fd       int           // immutable
 	writable bool          // immutable
+	appends  bool          // the file is append-only, and open accordingly. Immutable.
 	stub     *stubFile     // of a file that was copied up by blocks, else nil. Immutable once others see it.
 	count    *atomic.Int64 // FS.backings. Immutable.
 	refs     atomic.Int32
@@ -53,9 +54,24 @@ func maxBackings() int64 {
 	return max(int64(l.Cur)-reservedFds, int64(l.Cur)/2)
 }
 
-// mayStayOpen reports whether another file may stay open while it has handles.
-// If not it is opened for each request: slow, but it works.
-func (f *FS) mayStayOpen() bool { return f.backings.Load() <= f.maxBackings }
+// staysOpenLocked reports whether the open file of n may be kept for the next
+// request: while it has handles or, when the kernel does not tell of them, for a
+// moment. If not it is opened for each request: slow, but it works.
+// Preconditions: n.mu is held.
+func (f *FS) staysOpenLocked(n *node) bool {
+	if f.backings.Load() > f.maxBackings {
+		return false
+	}
+	if f.opts.Opens {
+		return n.opens > 0
+	}
+	return f.recents.add(n)
+}
+
+// mayBeOpenLocked reports whether a process may have n open. Preconditions: n.mu is held.
+func (f *FS) mayBeOpenLocked(n *node) bool {
+	return n.opens > 0 || !f.opts.Opens && n.typ == unix.S_IFREG
+}
 
 // openFile returns the open file of n for one operation; release it after.
 // write asks for one in the upper: the caller has copied n up before.
@@ -68,6 +84,7 @@ func (f *FS) openFile(n *node, write bool) (*backing, error) {
 // Preconditions: n.mu is held.
 func (f *FS) openFileLocked(n *node, write bool) (*backing, error) {
 	if b := n.back; b != nil && (b.writable || !write) {
+		n.used = true
 		b.refs.Add(1)
 		return b, nil
 	}
@@ -75,7 +92,7 @@ func (f *FS) openFileLocked(n *node, write bool) (*backing, error) {
 	if err != nil {
 		return nil, err
 	}
-	if n.opens > 0 && f.mayStayOpen() {
+	if f.staysOpenLocked(n) {
 		b.refs.Add(1)
 		if n.back != nil {
 			n.back.release()
@@ -125,6 +142,11 @@ func (f *FS) openDiskLocked(n *node, write bool) (*backing, error) {
 	if err == unix.EPERM { // maybe append-only; on any other file O_APPEND would be wrong
 		if st, serr := sys.StatAt(at.fd, name, 0); serr == nil && st.AppendOnly() {
 			fd, err = sys.OpenIn(at.fd, name, how|unix.O_APPEND, 0)
+			b, err := f.opened(fd, true, err)
+			if err == nil {
+				b.appends = true
+			}
+			return b, err
 		}
 	}
 	if err == unix.EACCES || err == unix.EPERM || err == unix.EROFS {
@@ -180,7 +202,7 @@ func (f *FS) pinLocked(n *node) error {
 		return nil
 	}
 	if f.backings.Load() > f.maxBackings+reservedPins {
-		if n.opens > 0 {
+		if f.mayBeOpenLocked(n) {
 			return unix.EMFILE
 		}
 		return nil
@@ -192,7 +214,12 @@ func (f *FS) pinLocked(n *node) error {
 	b, err := pin(n)
 	if err == nil {
 		n.back = b
-	} else if n.opens > 0 {
+		return nil
+	}
+	if n.opens == 0 && (err == unix.EACCES || err == unix.EPERM) {
+		return nil // nobody can have opened it through us
+	}
+	if f.mayBeOpenLocked(n) {
 		return err
 	}
 	return nil

@@ -386,7 +386,7 @@ func (f *FS) swapBackLocked(n *node, back *backing) {
 	n.back = nil
 	switch {
 	case back == nil:
-	case len(n.names) == 0 || n.opens > 0 && f.mayStayOpen():
+	case len(n.names) == 0 || f.staysOpenLocked(n):
 		n.back = back
 	default:
 		back.release()

@@ -108,8 +108,10 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 	code = f.makeNew(c, &out.EntryOut, func(n *node) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		n.opens, n.writes = 1, 1
-		if b := f.newBacking(fd, true); f.mayStayOpen() {
+		if f.opts.Opens {
+			n.opens, n.writes = 1, 1
+		}
+		if b := f.newBacking(fd, true); f.staysOpenLocked(n) {
 			n.back = b
 		} else {
 			b.release()
@@ -169,7 +171,11 @@ func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) 
 		return status(err)
 	}
 	key := f.identity(c.on, &st)
-	n := f.table.insert(&node{ino: key, typ: unix.S_IFREG, home: c.on, back: f.newBacking(fd, true), opens: 1, writes: 1}, key, true)
+	n := &node{ino: key, typ: unix.S_IFREG, home: c.on, back: f.newBacking(fd, true)}
+	if f.opts.Opens {
+		n.opens, n.writes = 1, 1
+	}
+	n = f.table.insert(n, key, true)
 	f.entry(n, &st, &out.EntryOut)
 	out.OpenFlags = f.openFlags(in.Flags)
 	return fuse.OK

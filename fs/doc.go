@@ -68,6 +68,15 @@
 // kernel may ask for a node that was given up: ESTALE has it look the path up
 // again. No path is resolved meanwhile that could lead through the mount itself.
 //
+// # What is open
+//
+// Unless it is asked to (Options.Opens), the kernel opens files and directories
+// without telling us, and does not say when they are closed. Whatever a request
+// concerns may be open, therefore: the file of a node whose last name goes stays
+// open until the kernel forgets the node, and other files that were read or
+// written stay open for a moment (recents). Who reads a directory is not known
+// either: all read one listing, by cookies that hold (listing).
+//
 // # What the kernel may cache
 //
 // Lowers do not change while mounted, and the upper changes through the mount
@@ -83,10 +92,11 @@
 //	the gate                    shut by them, entered by requests
 //	FS.renameMu                 renames from one directory to another
 //	  node.copyMu               the whole copy-up of a node; descendant before ancestor
-//	    dirHandle.mu            one open directory
 //	      dirNode.mu            names in a directory; ancestor before descendant
+//	        dirNode.listMu      its listing
 //	        node.mu             names, state and open file of a node; two in the order of their ids
-//	          branches' locks, table.mu, handles.mu     leaves
+//	          recents.mu        which tries the mu of other nodes, but never waits for it
+//	          branches' locks, table.mu, listings.mu    leaves
 //	          stubFile.mu                 a stub's device being opened
 //	            blockFiles.adopting, blockFile.size
 //	              pool.mu, pools.mu, blockFiles.mu      leaves, but for the pool's own process

@@ -7,9 +7,12 @@ import (
 	"github.com/layerfs/layerfs/internal/sys"
 )
 
-// Open implements fuse.RawFileSystem. Nothing is copied up before the first
-// change, as in AUFS.
+// Open implements fuse.RawFileSystem. ENOSYS has the kernel open files without
+// asking from now on. Nothing is copied up before the first change, as in AUFS.
 func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	if !f.opts.Opens {
+		return fuse.ENOSYS
+	}
 	n, code := f.node(in.NodeId)
 	if !code.Ok() {
 		return code
@@ -94,8 +97,12 @@ func (f *FS) closed(n *node, writes int) {
 	}
 }
 
-// Release implements fuse.RawFileSystem.
+// Release implements fuse.RawFileSystem. Once the kernel opens files by itself it
+// does not tell of the end of those that it has had created either.
 func (f *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
+	if !f.opts.Opens {
+		return
+	}
 	if n := f.table.get(in.NodeId); n != nil {
 		f.closed(n, writesOf(in.Flags))
 	}
@@ -192,6 +199,9 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 		return 0, code
 	}
 	defer f.wrote(n, b)
+	if b.appends && in.Flags&unix.O_APPEND == 0 {
+		return 0, fuse.EPERM // may_open, of which Open has not been told
+	}
 	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
 		if err := f.killSuid(n, b, in.Owner); err != nil {
 			return 0, status(err)

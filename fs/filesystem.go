@@ -39,8 +39,9 @@ type FS struct {
 	euid     uint32     // whom files that the daemon makes belong to. Immutable.
 	egid     uint32
 
-	table   *table
-	handles handles
+	table    *table
+	listings listings
+	recents  recents
 	indexes map[*branches.Branch]*linkIndex // of the writable branches; changes only while the gate is shut
 	notify  atomic.Pointer[Notifier]
 	timeout atomic.Int64 // a time.Duration: how long the kernel may keep entries and attributes
@@ -195,6 +196,9 @@ func (f *FS) FuseOptions() *fuse.MountOptions {
 			return fuse.EIO
 		},
 	}
+	if !f.opts.Opens {
+		o.ExtraCapabilities |= fuse.CAP_NO_OPENDIR_SUPPORT
+	}
 	if o.EnableAcl {
 		// With ACLs the umask must not be applied where a default ACL is.
 		o.ExtraCapabilities |= fuse.CAP_DONT_MASK
@@ -213,8 +217,8 @@ func (f *FS) Close() error {
 	f.settler.stopped.Store(true)
 	f.settler.running.Lock() // for good
 	f.watcher.close()
-	f.handles.closeAll()
-	err := f.closeStubs()
+	f.recents.stop()
+	err := f.closeFiles()
 	for _, l := range f.indexes {
 		l.close()
 	}
@@ -224,12 +228,12 @@ func (f *FS) Close() error {
 	return err
 }
 
-// closeStubs lets go of all stubs, of which the kernel does not say at the end
-// that it forgets them, and of their devices and pools.
-func (f *FS) closeStubs() error {
+// closeFiles closes all files, of which the kernel does not say at the end that
+// it forgets them, and lets go of the devices and pools of stubs.
+func (f *FS) closeFiles() error {
 	for _, n := range f.table.all() {
 		n.mu.Lock()
-		if n.back != nil && n.back.stub != nil {
+		if n.back != nil {
 			n.back.release()
 			n.back = nil
 		}
@@ -257,6 +261,7 @@ func (f *FS) gone(n *node) {
 	}
 	if n.isDir() {
 		f.watcher.forget(n)
+		f.listings.forget(n)
 		n.dir.mu.Lock()
 		if n.dir.pin != nil {
 			n.dir.tree.Release(n.dir.pin)

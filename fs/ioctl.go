@@ -32,6 +32,11 @@ func (f *FS) Ioctl(_ <-chan struct{}, in *fuse.IoctlIn, inbuf []byte, _ *fuse.Io
 			return status(err)
 		}
 		err := f.ioctl(n, in.Cmd, inbuf)
+		n.mu.Lock()
+		if n.opens == 0 {
+			n.closeRecentLocked() // what is allowed now is seen when it is opened anew
+		}
+		n.mu.Unlock()
 		f.inval(n, -1) // it has a new ctime
 		return status(err)
 	}

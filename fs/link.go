@@ -28,6 +28,9 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 	return status(f.put(c, func() {
 		n.mu.Lock()
 		f.addPlaceLocked(n, place{c.parent, name, n.home})
+		if n.back != nil && n.opens == 0 { // it stayed open because it had no name
+			f.recents.add(n)
+		}
 		n.mu.Unlock()
 		f.table.alias(n, f.identity(c.on, &c.st)) // counts nothing; the key may have gone with a former last name
 		f.table.count1(n)

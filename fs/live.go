@@ -235,6 +235,7 @@ func (r *refresh) within(n *node, before []*branches.Part, changed bool) {
 	if touched {
 		r.names(n, before, after)
 		r.out.nodes = append(r.out.nodes, n)
+		n.dir.changed()
 		for _, c := range r.file[n] {
 			r.checkFile(n, c)
 		}
@@ -358,7 +359,7 @@ func (r *refresh) loseName(c *node, p place) {
 	if c.writes > 0 && c.home == nil {
 		return
 	}
-	if c.opens > 0 {
+	if r.f.mayBeOpenLocked(c) {
 		if err := r.f.pinLocked(c); err != nil {
 			r.fail(p.name, err)
 		}

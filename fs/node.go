@@ -37,8 +37,10 @@ type node struct {
 	adj    int32    // links in the union = links on disk + adj. Protected by mu.
 	link   string   // key in the link index, "" for none. Protected by mu.
 	frozen bool     // the link record is absolute, see linkcount.go. Protected by mu.
-	back   *backing // the open file, while opens > 0 or no name is left. Protected by mu.
-	opens  int      // handles. Protected by mu.
+	back   *backing // the open file, while opens > 0, for a moment (recents), or when no name is left. Protected by mu.
+	recent bool     // n is among the recents. Protected by mu.
+	used   bool     // back was used since the recents were looked through. Protected by mu.
+	opens  int      // handles, if the kernel tells of them (Options.Opens). Protected by mu.
 	writes int      // of them, those that may write. Protected by mu.
 	broken bool     // a stub whose content cannot be found. Protected by mu.
 }
@@ -55,6 +57,12 @@ type dirNode struct {
 	pin   *branches.Part   // the upper part, kept open from the removal on. Protected by mu.
 	acl   int8             // default ACL of the part that was changed last: 0 unknown, 1 none, 2 some. Protected by mu.
 	aclOf *branches.Branch // Home of the tree when acl was read. Protected by mu.
+
+	listMu sync.Mutex
+	list   *listing // what readers are reading, nil when that is not known. Protected by listMu.
+	// stale says that names have changed since list was made. It is set with mu
+	// held for writing, cleared with mu held for reading and listMu.
+	stale bool
 }
 
 // pinLocked keeps the topmost part, if it is in a writable branch, of a

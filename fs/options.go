@@ -37,6 +37,9 @@ const Revalidate = time.Second
 
 // Options are the properties of a mount that do not belong to its branches.
 type Options struct {
+	// Opens has the kernel ask for every open of a file or directory, and tell of its
+	// end. Without it the kernel opens by itself, which spares two requests for each.
+	Opens            bool
 	Outside          bool          // others may change the branches: what is found is compared with what is known
 	Watch            bool          // and are watched for it (udba=notify)
 	Timeout          time.Duration // how long the kernel may keep entries and attributes; 0: not at all

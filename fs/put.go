@@ -139,6 +139,7 @@ func (f *FS) putThere(c *newcomer, done func()) (again bool, err error) {
 	if err := f.putLocked(c, to.fd); err != nil {
 		return false, err
 	}
+	d.changed()
 	f.touch(d.tree, c.on)
 	done()
 	return false, nil

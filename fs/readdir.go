@@ -1,8 +1,6 @@
 package fs
 
 import (
-	"sync"
-
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
@@ -10,51 +8,12 @@ import (
 	"github.com/layerfs/layerfs/internal/sys"
 )
 
-// handles are the open directories. A handle keeps the listing that it began
-// with until it is rewound.
-type handles struct {
-	mu   sync.Mutex
-	open map[uint64]*dirHandle // protected by mu
-	next uint64                // protected by mu
-}
-
-type dirHandle struct {
-	mu      sync.Mutex
-	entries []branches.Entry // protected by mu
-	listed  bool             // protected by mu
-}
-
-func (h *handles) add() uint64 {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.open == nil {
-		h.open = map[uint64]*dirHandle{}
-	}
-	h.next++
-	h.open[h.next] = &dirHandle{}
-	return h.next
-}
-
-func (h *handles) get(fh uint64) *dirHandle {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.open[fh]
-}
-
-func (h *handles) remove(fh uint64) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	delete(h.open, fh)
-}
-
-func (h *handles) closeAll() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.open = nil
-}
-
-// OpenDir implements fuse.RawFileSystem.
+// OpenDir implements fuse.RawFileSystem. ENOSYS has the kernel open directories
+// without asking from now on.
 func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	if !f.opts.Opens {
+		return fuse.ENOSYS
+	}
 	n, code := f.node(in.NodeId)
 	if !code.Ok() {
 		return code
@@ -65,7 +24,6 @@ func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse
 	n.mu.Lock()
 	n.opens++
 	n.mu.Unlock()
-	out.Fh = f.handles.add()
 	if f.opts.Timeout > 0 && (!f.opts.Outside || f.watcher != nil) {
 		out.OpenFlags |= fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE
 	}
@@ -74,7 +32,6 @@ func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse
 
 // ReleaseDir implements fuse.RawFileSystem.
 func (f *FS) ReleaseDir(in *fuse.ReleaseIn) {
-	f.handles.remove(in.Fh)
 	if n := f.table.get(in.NodeId); n != nil {
 		f.closed(n, 0)
 	}
@@ -130,46 +87,28 @@ func (f *FS) readDir(in *fuse.ReadIn, add func(*node, *branches.Entry, uint64) b
 	if !code.Ok() {
 		return code
 	}
-	h := f.handles.get(in.Fh)
-	if h == nil || !n.isDir() {
-		return fuse.EBADF
+	if !n.isDir() {
+		return fuse.ENOTDIR
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
 	n.dir.mu.RLock()
 	defer n.dir.mu.RUnlock()
-	if in.Offset == 0 || !h.listed {
-		if err := f.list(n, h); err != nil {
-			return status(err)
-		}
+	entries, err := f.listingOf(n, in.Offset == 0)
+	if err != nil {
+		return status(err)
 	}
-	for i := in.Offset; i < uint64(len(h.entries)+2); i++ {
-		off := i + 1
-		ok := false
-		switch i {
-		case 0:
-			ok = plain(fuse.DirEntry{Name: ".", Mode: unix.S_IFDIR, Ino: f.showIno(n.ino), Off: off})
-		case 1:
-			ok = plain(fuse.DirEntry{Name: "..", Mode: unix.S_IFDIR, Ino: f.showIno(f.parentIno(n)), Off: off})
-		default:
-			ok = add(n, &h.entries[i-2], off)
-		}
-		if !ok {
+	if in.Offset < cookieDot && !plain(fuse.DirEntry{Name: ".", Mode: unix.S_IFDIR, Ino: f.showIno(n.ino), Off: cookieDot}) {
+		return fuse.OK
+	}
+	if in.Offset < cookieDotDot && !plain(fuse.DirEntry{Name: "..", Mode: unix.S_IFDIR, Ino: f.showIno(f.parentIno(n)), Off: cookieDotDot}) {
+		return fuse.OK
+	}
+	rest := after(entries, in.Offset)
+	for i := range rest {
+		if !add(n, &rest[i].Entry, rest[i].cookie) {
 			break
 		}
 	}
 	return fuse.OK
-}
-
-// list takes the content of n into h. Preconditions: h.mu and n.dir.mu are held.
-func (f *FS) list(n *node, h *dirHandle) error {
-	h.entries, h.listed = nil, true
-	if n.dir.dead || n.dir.lost {
-		return nil
-	}
-	entries, err := f.stack.List(n.dir.tree)
-	h.entries = entries
-	return err
 }
 
 func (f *FS) parentIno(n *node) uint64 {

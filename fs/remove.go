@@ -133,6 +133,7 @@ func (f *FS) removeFound(on *branches.Branch, parent *node, name string, n *node
 	if err := f.takeOutLocked(on, parent, name, n, inUpper); err != nil {
 		return err
 	}
+	parent.dir.changed()
 	f.touch(parent.dir.tree, on)
 	f.unnamedLocked(n, parent, name, &res.Stat)
 	return nil

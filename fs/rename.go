@@ -85,6 +85,8 @@ func (f *FS) renameIn(r *renaming, flags uint32) (again bool, err error) {
 		err = f.replace(r.on, from, to)
 	}
 	if err == nil {
+		from.parent.dir.changed()
+		to.parent.dir.changed()
 		f.touch(from.parent.dir.tree, r.on)
 		f.touch(to.parent.dir.tree, r.on)
 	}

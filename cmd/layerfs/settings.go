@@ -124,6 +124,9 @@ func (s *settings) fileSystem() fs.Options {
 	o.ReadOnly = s.flags&unix.MS_RDONLY != 0
 	o.NoAtime = s.flags&unix.MS_NOATIME != 0
 	o.StrictAtime = s.flags&unix.MS_STRICTATIME != 0
+	// Branches that come and go have to know what is open in them, and nothing
+	// is kept between the opens of files that others may change.
+	o.Opens = len(s.br) > 0 || o.Outside || o.Timeout == 0 || o.StrictAtime
 	return o
 }
 
@@ -132,6 +135,9 @@ func (s *settings) fileSystem() fs.Options {
 func (s *settings) mount(mountpoint string, maxRead int) fusedev.MountConfig {
 	root := os.Geteuid() == 0
 	flags := s.flags
+	if len(s.br) == 0 && s.upper == "" {
+		flags |= unix.MS_RDONLY // for the kernel to refuse what it need not ask us, as with overlay
+	}
 	if !root {
 		flags |= (unix.MS_NOSUID | unix.MS_NODEV) &^ s.cleared
 	}
