@@ -66,7 +66,7 @@ func copyXattrs(from, to location, dst *branches.Branch, noCapability bool) erro
 		return err
 	}
 	for _, a := range attrs {
-		if whiteout.ReservedXattr(a) || a == "security.evm" || noCapability && a == "security.capability" {
+		if whiteout.ReservedXattr(a) || a == "security.evm" || noCapability && a == capability {
 			continue
 		}
 		v, err := sys.GetXattr(from.fd, from.name, a)

@@ -108,6 +108,7 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 	code = f.makeNew(c, &out.EntryOut, func(n *node) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
+		n.capless = true
 		if f.opts.Opens {
 			n.opens, n.writes = 1, 1
 		}
@@ -171,7 +172,7 @@ func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) 
 		return status(err)
 	}
 	key := f.identity(c.on, &st)
-	n := &node{ino: key, typ: unix.S_IFREG, home: c.on, back: f.newBacking(fd, true)}
+	n := &node{ino: key, typ: unix.S_IFREG, home: c.on, back: f.newBacking(fd, true), capless: true}
 	if f.opts.Opens {
 		n.opens, n.writes = 1, 1
 	}

@@ -42,10 +42,10 @@ type FS struct {
 	table    *table
 	listings listings
 	recents  recents
-	indexes map[*branches.Branch]*linkIndex // of the writable branches; changes only while the gate is shut
-	notify  atomic.Pointer[Notifier]
-	timeout atomic.Int64 // a time.Duration: how long the kernel may keep entries and attributes
-	watcher *watcher     // nil without udba=notify. Immutable.
+	indexes  map[*branches.Branch]*linkIndex // of the writable branches; changes only while the gate is shut
+	notify   atomic.Pointer[Notifier]
+	timeout  atomic.Int64 // a time.Duration: how long the kernel may keep entries and attributes
+	watcher  *watcher     // nil without udba=notify. Immutable.
 
 	// renameMu is held by renames from one directory to another, so that the
 	// ancestry of the two does not change under them (s_vfs_rename_mutex).

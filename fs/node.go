@@ -42,7 +42,9 @@ type node struct {
 	used   bool     // back was used since the recents were looked through. Protected by mu.
 	opens  int      // handles, if the kernel tells of them (Options.Opens). Protected by mu.
 	writes int      // of them, those that may write. Protected by mu.
-	broken bool     // a stub whose content cannot be found. Protected by mu.
+	// capless: the file has no capabilities, as its maker or the last look knows. Protected by mu.
+	capless bool
+	broken  bool // a stub whose content cannot be found. Protected by mu.
 }
 
 // dirNode is what only a directory has.

@@ -160,7 +160,7 @@ func (b *backing) markUnfinished() {
 // other file does.
 func (s *stubFile) touch(fd int, d *blockFile) error {
 	if !s.capless.Swap(true) {
-		if err := sys.RemoveXattr(fd, "", "security.capability"); err != nil && err != unix.ENODATA && err != unix.EOPNOTSUPP && err != unix.EPERM {
+		if err := sys.RemoveXattr(fd, "", capability); err != nil && err != unix.ENODATA && err != unix.EOPNOTSUPP && err != unix.EPERM {
 			s.capless.Store(false)
 			return err
 		}

@@ -32,12 +32,33 @@ func (f *FS) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, attr string, dest []
 	if whiteout.ReservedXattr(attr) {
 		return 0, fuse.ENODATA
 	}
-	code = f.xattrAt(in.NodeId, func(_ *node, at location) error {
-		n, err := sys.GetXattrInto(at.fd, at.name, attr, dest)
-		size = uint32(max(n, 0))
+	// The kernel asks for it before the first write to a file.
+	caps := attr == capability && !f.opts.Outside
+	if caps && f.table.get(in.NodeId).isCapless() {
+		return 0, fuse.ENODATA
+	}
+	code = f.xattrAt(in.NodeId, func(n *node, at location) error {
+		got, err := sys.GetXattrInto(at.fd, at.name, attr, dest)
+		if caps {
+			n.capless = err == unix.ENODATA
+		}
+		size = uint32(max(got, 0))
 		return err
 	})
 	return size, code
+}
+
+// capability is where a file's capabilities are.
+const capability = "security.capability"
+
+// isCapless reports whether it is known that n has no capabilities.
+func (n *node) isCapless() bool {
+	if n == nil {
+		return false
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.capless
 }
 
 // ListXAttr implements fuse.RawFileSystem.
@@ -115,6 +136,7 @@ func (f *FS) changeXattr(id uint64, attr string, change func(location) error) fu
 	}
 	return f.xattrAt(id, func(n *node, at location) error {
 		n.forgetTouchLocked()
+		n.capless = false
 		return change(at)
 	})
 }

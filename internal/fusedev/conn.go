@@ -2,6 +2,7 @@ package fusedev
 
 import (
 	"log"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -13,8 +14,14 @@ import (
 
 const (
 	// How many readers may wait at the device. More than one saves starting
-	// a goroutine for each request of a parallel load.
-	maxIdle = 4
+	// a goroutine for each request of a parallel load; each one more is one more
+	// that the kernel may wake on a processor that sleeps.
+	maxIdle = 2
+
+	// minProcs is how many threads may run Go code. A reader that waits at the
+	// device gives its turn back, and must not wait for another one when a request
+	// has come: on two processors that was most of what a request cost.
+	minProcs = 8
 
 	// How long Serve waits for handlers after the unmount. Whatever they
 	// still answer, nobody hears it.
@@ -41,6 +48,9 @@ type Conn struct {
 	fd     int
 	closed bool
 
+	mountpoint string // immutable
+	readAhead  int    // bytes, see readAhead. Immutable while served.
+
 	server *fuse.ProtocolServer
 	log    *log.Logger
 	input  *inputPool
@@ -55,8 +65,8 @@ type Conn struct {
 	gone    sync.WaitGroup
 }
 
-func newConn(fd int) *Conn {
-	return &Conn{fd: fd, ended: make(chan error, 1), readers: map[*reader]struct{}{}}
+func newConn(fd int, mountpoint string) *Conn {
+	return &Conn{fd: fd, mountpoint: mountpoint, ended: make(chan error, 1), readers: map[*reader]struct{}{}}
 }
 
 // Serve handles requests until the file system is unmounted and then calls
@@ -69,11 +79,12 @@ func (c *Conn) Serve(fs fuse.RawFileSystem, opts *fuse.MountOptions) error {
 	if o.Logger == nil {
 		o.Logger = log.Default()
 	}
-	c.log = o.Logger
+	c.log, c.readAhead = o.Logger, o.MaxReadAhead
 	c.server = fuse.NewProtocolServer(fs, &o)
 	c.input = inputPoolFor(o.MaxWrite)
 	conns.Add(1)
 	defer conns.Add(-1)
+	moreProcs()
 
 	c.start()
 	err := <-c.ended
@@ -82,6 +93,13 @@ func (c *Conn) Serve(fs fuse.RawFileSystem, opts *fuse.MountOptions) error {
 	fs.OnUnmount()
 	return err
 }
+
+// moreProcs sees to minProcs.
+var moreProcs = sync.OnceFunc(func() {
+	if runtime.GOMAXPROCS(0) < minProcs {
+		runtime.GOMAXPROCS(minProcs)
+	}
+})
 
 // start adds a reader. It counts as idle from now on, so that several
 // requests at once do not start several.

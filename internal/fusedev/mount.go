@@ -42,7 +42,7 @@ func Mount(cfg MountConfig) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newConn(fd), nil
+	return newConn(fd, cfg.Mountpoint), nil
 }
 
 func mountDirect(cfg MountConfig) (int, error) {

@@ -118,6 +118,9 @@ func (r *reader) handle(msg []byte) {
 	if err := c.write((*out)[:n]); err != nil && err != syscall.ENOENT && !c.dead.Load() && err != syscall.ENODEV {
 		c.log.Printf("answer to request %d (opcode %d): %v", unique(msg), op, err)
 	}
+	if op == opInit {
+		readAhead(c.mountpoint, c.readAhead)
+	}
 }
 
 // serve passes a request to the protocol server and returns the length of

@@ -8,7 +8,8 @@ import (
 
 // The extended attribute calls take (dirfd, name); an empty name is the file
 // open at dirfd, which may be an O_PATH handle. They go by the magic links of
-// /proc: the calls on descriptors refuse O_PATH, and getxattrat(2) is young.
+// /proc: the calls on descriptors refuse O_PATH, and getxattrat(2), which is used
+// where it does, is young.
 
 // GetXattr returns the value of attr; ENODATA when there is none.
 func GetXattr(dirfd int, name, attr string) ([]byte, error) {
@@ -33,6 +34,10 @@ func GetXattr(dirfd int, name, attr string) ([]byte, error) {
 // GetXattrInto reads attr into dest and returns the length of the value;
 // with an empty dest only the length.
 func GetXattrInto(dirfd int, name, attr string, dest []byte) (n int, err error) {
+	if name != "" && hasXattrAt() {
+		err = retry("getxattr", func() (err error) { n, err = getxattrat(dirfd, name, attr, dest); return err })
+		return n, err
+	}
 	path := procEntry(dirfd, name)
 	get := unix.Lgetxattr
 	if name == "" || name == "." {
