@@ -1,6 +1,8 @@
 package fs
 
 import (
+	"time"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
@@ -110,9 +112,10 @@ func (f *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 
 // readResult reads straight into the reply.
 type readResult struct {
-	back *backing
-	off  int64
-	size int
+	back  *backing
+	off   int64
+	size  int
+	ahead *ahead
 }
 
 func (r *readResult) Size() int { return r.size }
@@ -127,7 +130,9 @@ func (r *readResult) Bytes(buf []byte) ([]byte, fuse.Status) {
 // Readv is what go-fuse's protocol server prefers to Bytes.
 func (r *readResult) Readv(dst [][]byte) (int, fuse.Status) {
 	if r.back.stub == nil {
+		start := time.Now()
 		n, err := sys.PReadV(r.back.fd, dst, r.off)
+		r.ahead.hasRead(time.Since(start))
 		return n, status(err)
 	}
 	done := 0
@@ -160,7 +165,10 @@ func (f *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResu
 			f.inval(n, -1)
 		}
 	}
-	return &readResult{b, int64(in.Offset), len(buf)}, fuse.OK
+	if in.Offset == 0 {
+		f.ahead.reads(n)
+	}
+	return &readResult{b, int64(in.Offset), len(buf), &f.ahead}, fuse.OK
 }
 
 // writable copies n up and returns its open file; call wrote after.

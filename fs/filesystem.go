@@ -42,6 +42,7 @@ type FS struct {
 	table    *table
 	listings listings
 	recents  recents
+	ahead    ahead
 	indexes  map[*branches.Branch]*linkIndex // of the writable branches; changes only while the gate is shut
 	notify   atomic.Pointer[Notifier]
 	timeout  atomic.Int64 // a time.Duration: how long the kernel may keep entries and attributes
@@ -80,6 +81,7 @@ func New(stack *branches.Stack, opts Options) (*FS, error) {
 	}
 	f.timeout.Store(int64(opts.Timeout))
 	f.table = newTable(f.gone)
+	f.ahead.fs = f
 	f.files.init(opts.Pools, f.trouble)
 	f.settler.upTo.Store(-1)
 	if opts.Watch {

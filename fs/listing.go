@@ -70,9 +70,10 @@ func newListing(now []branches.Entry) *listing {
 func (d *dirNode) changed() { d.stale = true }
 
 // listingOf returns what the directory n shows; rewind says that a reader begins,
-// who is to see what is there now. Preconditions: n.dir.mu is held.
-func (f *FS) listingOf(n *node, rewind bool) ([]listed, error) {
-	entries, err := f.listLocked(n, rewind)
+// who is to see what is there now. known is what was found ahead, nil for nothing.
+// Preconditions: n.dir.mu is held.
+func (f *FS) listingOf(n *node, rewind bool, known *answers) ([]listed, error) {
+	entries, err := f.listLocked(n, rewind, known)
 	if err == nil {
 		f.listings.use(n, len(entries))
 	}
@@ -80,7 +81,7 @@ func (f *FS) listingOf(n *node, rewind bool) ([]listed, error) {
 }
 
 // listLocked is listingOf without the accounts. Preconditions: n.dir.mu is held.
-func (f *FS) listLocked(n *node, rewind bool) ([]listed, error) {
+func (f *FS) listLocked(n *node, rewind bool, known *answers) ([]listed, error) {
 	d := n.dir
 	d.listMu.Lock()
 	defer d.listMu.Unlock()
@@ -90,7 +91,7 @@ func (f *FS) listLocked(n *node, rewind bool) ([]listed, error) {
 	if d.list != nil && !(rewind && (d.stale || f.opts.Outside)) {
 		return d.list.entries, nil
 	}
-	now, err := f.stack.List(d.tree)
+	now, err := f.content(d.tree, known)
 	if err != nil {
 		return nil, err
 	}
@@ -101,6 +102,14 @@ func (f *FS) listLocked(n *node, rewind bool) ([]listed, error) {
 	}
 	d.stale = false
 	return d.list.entries, nil
+}
+
+// content lists the directory d, of which known was found ahead.
+func (f *FS) content(d *branches.Dir, known *answers) ([]branches.Entry, error) {
+	if known != nil {
+		return known.entries, nil
+	}
+	return f.stack.List(d)
 }
 
 // maxListed is how many entries are kept in all listings together: some 100

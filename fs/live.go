@@ -157,6 +157,7 @@ type stale struct {
 // commit puts the plan into force, with the indexes of what will be writable.
 // Preconditions: the gate is shut.
 func (f *FS) commit(plan *branches.Plan, indexes map[*branches.Branch]*linkIndex) (*stale, error) {
+	f.ahead.flush()
 	r := &refresh{f: f, plan: plan, out: &stale{}}
 	r.collect()
 	plan.Commit()

@@ -80,7 +80,23 @@ func (f *FS) lookup(parent *node, name string) (*node, sys.Stat, error) {
 	if err != nil {
 		return nil, sys.Stat{}, err
 	}
-	n, err := f.nodeOf(parent, name, &res)
+	return f.lookedUp(parent, name, &res)
+}
+
+// lookupKnown is lookup for a name that may be among what is known.
+// Preconditions: parent.dir.mu is held.
+func (f *FS) lookupKnown(parent *node, name string, known *answers) (*node, sys.Stat, error) {
+	if known == nil || known.found[name] == nil {
+		return f.lookup(parent, name)
+	}
+	res := known.found[name]
+	delete(known.found, name) // its directory is that of one node
+	return f.lookedUp(parent, name, res)
+}
+
+// lookedUp is lookup for what was found. Preconditions: parent.dir.mu is held.
+func (f *FS) lookedUp(parent *node, name string, res *branches.Resolution) (*node, sys.Stat, error) {
+	n, err := f.nodeOf(parent, name, res)
 	if err != nil {
 		return nil, sys.Stat{}, err
 	}

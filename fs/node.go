@@ -3,6 +3,7 @@ package fs
 import (
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -65,6 +66,11 @@ type dirNode struct {
 	// stale says that names have changed since list was made. It is set with mu
 	// held for writing, cleared with mu held for reading and listMu.
 	stale bool
+	// Where one who reads the files in the order of list is, and up to where they
+	// were read ahead. Protected by listMu.
+	fileAt, filesTo int
+
+	readAt atomic.Int64 // when somebody began to read it last, Unix nanoseconds
 }
 
 // pinLocked keeps the topmost part, if it is in a writable branch, of a

@@ -67,7 +67,7 @@ func syncPart(d *branches.Dir, p *branches.Part) error {
 
 // ReadDir implements fuse.RawFileSystem.
 func (f *FS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	return f.readDir(in, func(n *node, e *branches.Entry, off uint64) bool {
+	return f.readDir(in, func(n *node, e *branches.Entry, off uint64, _ *answers) bool {
 		return out.AddDirEntry(fuse.DirEntry{Name: e.Name, Mode: uint32(e.Type) << 12, Ino: f.listedIno(n, e), Off: off})
 	}, out.AddDirEntry)
 }
@@ -75,14 +75,14 @@ func (f *FS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList)
 // ReadDirPlus implements fuse.RawFileSystem: every entry comes with what a
 // lookup would have told.
 func (f *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	return f.readDir(in, func(n *node, e *branches.Entry, off uint64) bool {
-		return f.addPlus(n, e, off, out)
+	return f.readDir(in, func(n *node, e *branches.Entry, off uint64, known *answers) bool {
+		return f.addPlus(n, e, off, known, out)
 	}, func(e fuse.DirEntry) bool { return out.AddDirLookupEntry(e) != nil })
 }
 
 // readDir feeds the entries after in.Offset to add until it is full. plain
 // adds "." and "..", which the kernel never looks up.
-func (f *FS) readDir(in *fuse.ReadIn, add func(*node, *branches.Entry, uint64) bool, plain func(fuse.DirEntry) bool) fuse.Status {
+func (f *FS) readDir(in *fuse.ReadIn, add func(*node, *branches.Entry, uint64, *answers) bool, plain func(fuse.DirEntry) bool) fuse.Status {
 	n, code := f.node(in.NodeId)
 	if !code.Ok() {
 		return code
@@ -92,7 +92,12 @@ func (f *FS) readDir(in *fuse.ReadIn, add func(*node, *branches.Entry, uint64) b
 	}
 	n.dir.mu.RLock()
 	defer n.dir.mu.RUnlock()
-	entries, err := f.listingOf(n, in.Offset == 0)
+	known := f.ahead.take(n.dir.tree, n.dir.tree.Parts())
+	if in.Offset == 0 {
+		known = f.ahead.walks(n, known)
+	}
+	defer f.ahead.giveBack(n.dir.tree, known)
+	entries, err := f.listingOf(n, in.Offset == 0, known)
 	if err != nil {
 		return status(err)
 	}
@@ -104,7 +109,7 @@ func (f *FS) readDir(in *fuse.ReadIn, add func(*node, *branches.Entry, uint64) b
 	}
 	rest := after(entries, in.Offset)
 	for i := range rest {
-		if !add(n, &rest[i].Entry, rest[i].cookie) {
+		if !add(n, &rest[i].Entry, rest[i].cookie, known) {
 			break
 		}
 	}
@@ -120,10 +125,10 @@ func (f *FS) parentIno(n *node) uint64 {
 	return n.names[0].dir.ino
 }
 
-// addPlus adds e with its attributes. An entry that has gone since the
-// listing is passed over.
-func (f *FS) addPlus(parent *node, e *branches.Entry, off uint64, out *fuse.DirEntryList) bool {
-	n, st, err := f.lookup(parent, e.Name)
+// addPlus adds e with its attributes, which may be among what is known. An entry
+// that has gone since the listing is passed over.
+func (f *FS) addPlus(parent *node, e *branches.Entry, off uint64, known *answers, out *fuse.DirEntryList) bool {
+	n, st, err := f.lookupKnown(parent, e.Name, known)
 	if err != nil {
 		return err == unix.ENOENT || out.AddDirLookupEntry(fuse.DirEntry{Name: e.Name, Mode: uint32(e.Type) << 12, Ino: e.Ino, Off: off}) != nil
 	}

@@ -1,0 +1,286 @@
+package fs
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/layerfs/layerfs/branches"
+)
+
+const (
+	// maxAhead is how many entries may be known ahead, some 500 bytes each.
+	maxAhead = 8192
+	// aheadWorkers is how many directories are read at the same time.
+	aheadWorkers = 4
+	// walkTime is within which time after its parent a directory must be read for that
+	// to be a walk, and how long what was found ahead is kept.
+	walkTime = 2 * time.Second
+)
+
+// ahead notices that somebody walks the tree and looks at what he will ask for
+// next: the directories below the one that he reads, in the order in which he
+// will come to them, each entry with its attributes (answers). When reads have to
+// wait for the disk, the data of small files that come next is read too
+// (aheadfiles.go). It goes no further than maxAhead entries and stops with the walk.
+//
+// Only directories that lie in branches that are only read are looked at: a
+// change of such a directory, or of something in it, gives it a part in a writable
+// branch, and by that answers which are out of date are known.
+//
+// ahead.mu is a leaf.
+type ahead struct {
+	fs *FS // immutable
+
+	mu      sync.Mutex
+	todo    []aheadJob                 // what comes next is last. Protected by mu.
+	workers int                        // protected by mu
+	known   map[*branches.Dir]*answers // protected by mu
+	entries int                        // in known. Protected by mu.
+	sweeps  bool                       // sweep will come. Protected by mu.
+	walked  time.Time                  // when the walk went on last. Protected by mu.
+
+	slow atomic.Int64 // until when reads count as waiting for the disk, Unix nanoseconds
+}
+
+// aheadJob is a directory to be listed, or with files some of its files to be read.
+type aheadJob struct {
+	tree  *branches.Dir
+	files []string
+}
+
+// answers is what was found in a directory.
+type answers struct {
+	parts   []*branches.Part // the directory was found in these
+	entries []branches.Entry
+	found   map[string]*branches.Resolution
+	at      time.Time
+}
+
+// walks notes that somebody begins to read the directory n, of which known was
+// found ahead. In a walk it looks at n if that was not done yet, and returns what it
+// found, and at what lies below next. Preconditions: n.dir.mu is held.
+func (a *ahead) walks(n *node, known *answers) *answers {
+	if a.fs.opts.Outside || a.fs.opts.ShowMarks || !a.isWalk(n) || known != nil {
+		return known
+	}
+	a.forgetJob(n.dir.tree)
+	if known = a.look(n.dir.tree, n.dir.tree.Parts()); known != nil {
+		a.push(known.below()...)
+	}
+	return known
+}
+
+// forgetJob takes the directory d, to which the walk has come before us, out of
+// what is to be done if it was next.
+func (a *ahead) forgetJob(d *branches.Dir) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if last := len(a.todo) - 1; last >= 0 && a.todo[last].tree == d && a.todo[last].files == nil {
+		a.todo = a.todo[:last]
+	}
+}
+
+// isWalk reports whether n is read by somebody who has just read the directory that
+// it lies in, or goes on with a walk.
+func (a *ahead) isWalk(n *node) bool {
+	now := time.Now()
+	n.dir.readAt.Store(now.UnixNano())
+	n.mu.Lock()
+	var parent *node
+	if len(n.names) > 0 {
+		parent = n.names[0].dir
+	}
+	n.mu.Unlock()
+	if parent == nil {
+		return false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if now.Sub(a.walked) > walkTime && now.UnixNano()-parent.dir.readAt.Load() > int64(walkTime) {
+		return false
+	}
+	a.walked = now
+	return true
+}
+
+// onlyRead reports whether none of the parts can be changed.
+func onlyRead(parts []*branches.Part) bool {
+	return !slices.ContainsFunc(parts, func(p *branches.Part) bool { return p.Branch.Writable() })
+}
+
+// take returns what is known of the directory d, which has the given parts now;
+// nil for nothing. It is known no longer.
+func (a *ahead) take(d *branches.Dir, parts []*branches.Part) *answers {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	found := a.known[d]
+	if found == nil {
+		return nil
+	}
+	a.dropLocked(d)
+	a.startLocked()
+	if !slices.Equal(found.parts, parts) {
+		return nil
+	}
+	return found
+}
+
+// giveBack keeps what of the answers was not needed yet.
+func (a *ahead) giveBack(d *branches.Dir, found *answers) {
+	if found == nil || len(found.found) == 0 {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.keepLocked(d, found)
+}
+
+// keepLocked makes found known. Preconditions: a.mu is held.
+func (a *ahead) keepLocked(d *branches.Dir, found *answers) {
+	a.dropLocked(d)
+	if a.known == nil {
+		a.known = map[*branches.Dir]*answers{}
+	}
+	a.known[d] = found
+	a.entries += len(found.found)
+	if !a.sweeps {
+		a.sweeps = true
+		time.AfterFunc(walkTime, a.sweep)
+	}
+}
+
+// dropLocked forgets what is known of d. Preconditions: a.mu is held.
+func (a *ahead) dropLocked(d *branches.Dir) {
+	if old := a.known[d]; old != nil {
+		a.entries -= len(old.found)
+		delete(a.known, d)
+	}
+}
+
+// sweep forgets what nobody has asked for.
+func (a *ahead) sweep() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for d, found := range a.known {
+		if time.Since(found.at) > walkTime {
+			a.dropLocked(d)
+			found.close()
+		}
+	}
+	if a.sweeps = len(a.known) > 0; a.sweeps {
+		time.AfterFunc(walkTime, a.sweep)
+	}
+}
+
+// close gives up the descriptors of directories that nobody has come to.
+func (s *answers) close() {
+	for _, res := range s.found {
+		if res.Dir != nil {
+			res.Dir.Close()
+		}
+	}
+}
+
+// flush forgets everything: the branches are about to change. Preconditions: the
+// gate is shut, so that nothing is being looked at.
+func (a *ahead) flush() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.todo = nil
+	for d, found := range a.known {
+		a.dropLocked(d)
+		found.close()
+	}
+}
+
+// push has jobs done, the last one first.
+func (a *ahead) push(jobs ...aheadJob) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.todo = append(a.todo, jobs...)
+	if over := len(a.todo) - maxAhead; over > 0 {
+		a.todo = slices.Delete(a.todo, 0, over)
+	}
+	a.startLocked()
+}
+
+// startLocked starts a worker if there is work for it. Preconditions: a.mu is held.
+func (a *ahead) startLocked() {
+	if len(a.todo) > 0 && a.workers < aheadWorkers && a.entries < maxAhead {
+		a.workers++
+		go a.work()
+	}
+}
+
+// work does jobs until there is none, or enough is known, or the walk has ended.
+func (a *ahead) work() {
+	for {
+		a.mu.Lock()
+		if time.Since(a.walked) > walkTime {
+			a.todo = nil
+		}
+		if len(a.todo) == 0 || a.entries >= maxAhead {
+			a.workers--
+			a.mu.Unlock()
+			return
+		}
+		last := len(a.todo) - 1
+		job := a.todo[last]
+		a.todo = a.todo[:last]
+		a.startLocked()
+		a.mu.Unlock()
+		a.do(job)
+	}
+}
+
+// do does one job. What fails is asked for again by the one who needs it.
+func (a *ahead) do(job aheadJob) {
+	a.fs.gate.Enter()
+	defer a.fs.gate.Leave()
+	if len(job.files) > 0 {
+		a.readFiles(job)
+		return
+	}
+	found := a.look(job.tree, job.tree.Parts())
+	if found == nil {
+		return
+	}
+	jobs := found.below()
+	a.mu.Lock()
+	a.keepLocked(job.tree, found)
+	a.mu.Unlock()
+	a.push(jobs...)
+}
+
+// below returns the directories in what was found, to be listed in the order of
+// the entries.
+func (s *answers) below() (jobs []aheadJob) {
+	for i := len(s.entries) - 1; i >= 0; i-- {
+		if res := s.found[s.entries[i].Name]; res != nil && res.Dir != nil {
+			jobs = append(jobs, aheadJob{tree: res.Dir})
+		}
+	}
+	return jobs
+}
+
+// look lists the directory d, which has the given parts, and looks up what is in
+// it; nil if that cannot be kept.
+func (a *ahead) look(d *branches.Dir, parts []*branches.Part) *answers {
+	if !onlyRead(parts) {
+		return nil
+	}
+	entries, err := a.fs.stack.List(d)
+	if err != nil || len(entries) > maxAhead/2 {
+		return nil
+	}
+	out := &answers{parts: parts, entries: entries, found: make(map[string]*branches.Resolution, len(entries)), at: time.Now()}
+	for i := range entries {
+		res, err := a.fs.stack.Lookup(d, entries[i].Name)
+		if err == nil && res.Kind != branches.NotFound {
+			out.found[entries[i].Name] = &res
+		}
+	}
+	return out
+}
