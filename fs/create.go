@@ -105,6 +105,7 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 		fd, err = sys.OpenIn(dirfd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, mode)
 		return err
 	}
+	out.OpenFlags = f.openFlags(in.Flags)
 	code = f.makeNew(c, &out.EntryOut, func(n *node) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
@@ -114,6 +115,7 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 		}
 		if b := f.newBacking(fd, true); f.staysOpenLocked(n) {
 			n.back = b
+			f.passLocked(n, b, &out.OpenOut)
 		} else {
 			b.release()
 		}
@@ -125,7 +127,6 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 		return code
 	}
 	f.counters.opens.Add(1)
-	out.OpenFlags = f.openFlags(in.Flags)
 	return fuse.OK
 }
 

@@ -31,6 +31,10 @@ func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.St
 	if err == nil {
 		b, err = f.openFileLocked(n, false)
 	}
+	if err == nil {
+		out.OpenFlags = f.openFlags(in.Flags)
+		f.passLocked(n, b, out)
+	}
 	n.mu.Unlock()
 	if err == nil {
 		if b.stub != nil {
@@ -43,7 +47,6 @@ func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.St
 		return status(err)
 	}
 	f.counters.opens.Add(1)
-	out.OpenFlags = f.openFlags(in.Flags)
 	return fuse.OK
 }
 
@@ -90,6 +93,9 @@ func (f *FS) closed(n *node, writes int) {
 	n.opens--
 	n.writes -= writes
 	var b *backing
+	if n.opens == 0 {
+		f.unpassLocked(n)
+	}
 	if n.opens == 0 && len(n.names) > 0 {
 		b, n.back = n.back, nil // without a name it stays for those who have it by O_PATH
 	}

@@ -45,8 +45,9 @@ type FS struct {
 	ahead    ahead
 	indexes  map[*branches.Branch]*linkIndex // of the writable branches; changes only while the gate is shut
 	notify   atomic.Pointer[Notifier]
-	timeout  atomic.Int64 // a time.Duration: how long the kernel may keep entries and attributes
-	watcher  *watcher     // nil without udba=notify. Immutable.
+	kernel   atomic.Pointer[Backings] // of a mount with passthrough
+	timeout  atomic.Int64             // a time.Duration: how long the kernel may keep entries and attributes
+	watcher  *watcher                 // nil without udba=notify. Immutable.
 
 	// renameMu is held by renames from one directory to another, so that the
 	// ancestry of the two does not change under them (s_vfs_rename_mutex).
@@ -197,6 +198,11 @@ func (f *FS) FuseOptions() *fuse.MountOptions {
 			f.opts.Log.Printf("panic in a handler: %v\n%s", p, debug.Stack())
 			return fuse.EIO
 		},
+	}
+	if f.opts.Passthrough {
+		o.MaxStackDepth = 1
+	} else {
+		o.DisabledCapabilities |= fuse.CAP_PASSTHROUGH
 	}
 	if !f.opts.Opens {
 		o.ExtraCapabilities |= fuse.CAP_NO_OPENDIR_SUPPORT

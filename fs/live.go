@@ -26,6 +26,9 @@ type InUse struct {
 // error, none. A branch of which a file is open cannot go; the users are
 // returned. What the kernel has in its caches is brought up to date before it returns.
 func (f *FS) ChangeBranches(changes []branches.Change) ([]InUse, error) {
+	if f.opts.Passthrough {
+		return nil, errs.New(errs.Unsupported, "the branches of a mount with passthrough cannot be changed: the kernel has files of them open")
+	}
 	f.changeMu.Lock()
 	defer f.changeMu.Unlock()
 	plan, err := f.stack.Plan(changes)

@@ -34,15 +34,17 @@ type node struct {
 	names []place // protected by mu; empty when unlinked. A directory has one.
 	// home is, for a file, the writable branch where it is changed as it is; nil
 	// for one that must be copied up first. It only goes up. Protected by mu.
-	home   *branches.Branch
-	adj    int32    // links in the union = links on disk + adj. Protected by mu.
-	link   string   // key in the link index, "" for none. Protected by mu.
-	frozen bool     // the link record is absolute, see linkcount.go. Protected by mu.
-	back   *backing // the open file, while opens > 0, for a moment (recents), or when no name is left. Protected by mu.
-	recent bool     // n is among the recents. Protected by mu.
-	used   bool     // back was used since the recents were looked through. Protected by mu.
-	opens  int      // handles, if the kernel tells of them (Options.Opens). Protected by mu.
-	writes int      // of them, those that may write. Protected by mu.
+	home      *branches.Branch
+	adj       int32    // links in the union = links on disk + adj. Protected by mu.
+	link      string   // key in the link index, "" for none. Protected by mu.
+	frozen    bool     // the link record is absolute, see linkcount.go. Protected by mu.
+	back      *backing // the open file, while opens > 0, for a moment (recents), or when no name is left. Protected by mu.
+	recent    bool     // n is among the recents. Protected by mu.
+	used      bool     // back was used since the recents were looked through. Protected by mu.
+	opens     int      // handles, if the kernel tells of them (Options.Opens). Protected by mu.
+	writes    int      // of them, those that may write. Protected by mu.
+	backingID int32    // by which the kernel knows back (passLocked), 0 for not. Protected by mu.
+	passed    bool     // the kernel has read or written the file itself. Protected by mu.
 	// capless: the file has no capabilities, as its maker or the last look knows. Protected by mu.
 	capless bool
 	broken  bool // a stub whose content cannot be found. Protected by mu.

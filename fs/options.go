@@ -39,7 +39,10 @@ const Revalidate = time.Second
 type Options struct {
 	// Opens has the kernel ask for every open of a file or directory, and tell of its
 	// end. Without it the kernel opens by itself, which spares two requests for each.
-	Opens            bool
+	Opens bool
+	// Passthrough has the kernel read and write files that are in the upper, and all of
+	// a mount that changes nothing, by itself. It takes root, and Opens.
+	Passthrough      bool
 	Outside          bool          // others may change the branches: what is found is compared with what is known
 	Watch            bool          // and are watched for it (udba=notify)
 	Timeout          time.Duration // how long the kernel may keep entries and attributes; 0: not at all

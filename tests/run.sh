@@ -48,7 +48,7 @@ race() {
 	# The daemon has no stderr: its reports go to files. It need not linger at
 	# its end as the detector does by default.
 	LAYERFS_BIN=$D/layerfs-race GORACE="halt_on_error=1 atexit_sleep_ms=0 log_path=$D/race" \
-		go test -p 1 -count=1 -short -timeout 10m -run 'Random|Stress|Coheren|Parity|Plain|Exerciser|SymlinkRace|PoolKilled|Synced|SettleUnder' ./tests/... || rc=1
+		go test -p 1 -count=1 -short -timeout 10m -run 'Random|Stress|Coheren|Parity|Plain|Exerciser|SymlinkRace|PoolKilled|Synced|SettleUnder|Readers|Walk|Passthrough' ./tests/... || rc=1
 	if ls "$D"/race.* >/dev/null 2>&1; then
 		head -100 "$D"/race.*
 		rc=1

@@ -127,6 +127,8 @@ func init() {
 		"dirperm1":         {none, ignored}, // the topmost directory alone says who may enter
 		"nodirperm1":       {none, onlyDefault("permissions of lower directories")},
 
+		"passthrough": {none, setPassthrough},
+
 		"redirect_dir":      {required, setRedirect},
 		"fsync":             {required, setSync},
 		"volatile":          {none, func(s *settings, _ string) error { s.volatile = true; return nil }},

@@ -112,6 +112,7 @@ func (inv *invocation) open() (*session, error) {
 		return nil, err
 	}
 	f.SetNotifier(conn)
+	f.SetBackings(conn)
 	conn.Gate = f
 	s := &session{mountpoint: inv.mountpoint, launcher: launch, why: inv.why, fs: f, conn: conn, log: logger, ended: make(chan error, 1)}
 	go func() { s.ended <- conn.Serve(f, fuseOpts) }()

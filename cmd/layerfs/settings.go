@@ -69,6 +69,8 @@ func (s *settings) check() error {
 		return errs.New(errs.Usage, "br= and lowerdir=, upperdir= or workdir= cannot be used together")
 	case len(s.br) == 0 && len(s.lower) == 0:
 		return errs.New(errs.Usage, "no lowerdir= (or br=) given")
+	case len(s.br) > 0 && s.fs.Passthrough:
+		return errs.New(errs.Usage, "passthrough and br= cannot be used together: branches that can be changed need to know what is open")
 	case s.upper != "" && s.work == "":
 		return errs.New(errs.Usage, "upperdir= needs workdir=, a directory on the same file system")
 	case s.showMarks && s.flags&unix.MS_RDONLY == 0:
@@ -126,7 +128,7 @@ func (s *settings) fileSystem() fs.Options {
 	o.StrictAtime = s.flags&unix.MS_STRICTATIME != 0
 	// Branches that come and go have to know what is open in them, and nothing
 	// is kept between the opens of files that others may change.
-	o.Opens = len(s.br) > 0 || o.Outside || o.Timeout == 0 || o.StrictAtime
+	o.Opens = len(s.br) > 0 || o.Outside || o.Timeout == 0 || o.StrictAtime || o.Passthrough
 	return o
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/layerfs/layerfs/fs"
 	"github.com/layerfs/layerfs/internal/errs"
+	"github.com/layerfs/layerfs/internal/sys"
 )
 
 func badValue(format string, args ...any) error { return errs.New(errs.Usage, format, args...) }
@@ -243,4 +244,13 @@ func setContext(name string) func(*settings, string) error {
 		s.extra = append(s.extra, name+`="`+strings.Trim(value, `"`)+`"`)
 		return nil
 	}
+}
+
+// setPassthrough is refused where the kernel would refuse each file.
+func setPassthrough(s *settings, _ string) error {
+	if os.Geteuid() != 0 || sys.InUserNamespace() {
+		return errs.New(errs.Unsupported, "needs root outside any user namespace")
+	}
+	s.fs.Passthrough = true
+	return nil
 }

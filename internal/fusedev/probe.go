@@ -8,12 +8,9 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
-
-	"github.com/layerfs/layerfs/internal/sys"
 )
 
 const (
-	backingOpen = 0x4010e501     // FUSE_DEV_IOC_BACKING_OPEN
 	initFlags2  = 1 << 30        // FUSE_INIT_EXT: Flags2 counts
 	minRequest  = 8192           // FUSE_MIN_READ_BUFFER
 	initPages   = 128 << 10      // some MaxWrite
@@ -47,15 +44,14 @@ func (c *Conn) tryPassthrough(file int) error {
 	if err := c.write(initAnswer(&in)); err != nil {
 		return fmt.Errorf("answering the kernel: %w", err)
 	}
-	var arg [16]byte // struct fuse_backing_map
-	binary.NativeEndian.PutUint32(arg[:], uint32(file))
-	if err := sys.Ioctl(c.fd, backingOpen, arg[:]); err != nil {
-		if err == unix.EPERM {
-			return errors.New("it takes CAP_SYS_ADMIN outside any user namespace")
-		}
-		return fmt.Errorf("the kernel takes no backing file: %w", err)
+	_, err = c.OpenBacking(file)
+	switch err {
+	case nil:
+		return nil
+	case unix.EPERM:
+		return errors.New("it takes CAP_SYS_ADMIN outside any user namespace")
 	}
-	return nil
+	return fmt.Errorf("the kernel takes no backing file: %w", err)
 }
 
 // initAnswer accepts nothing but passthrough.

@@ -193,16 +193,25 @@ func SyncDir(dirfd int) error {
 
 // Ioctl passes buf to the ioctl cmd of fd.
 func Ioctl(fd int, cmd uint32, buf []byte) error {
+	_, err := IoctlReturn(fd, cmd, buf)
+	return err
+}
+
+// IoctlReturn is Ioctl for one that returns a number.
+func IoctlReturn(fd int, cmd uint32, buf []byte) (n int, err error) {
 	var p unsafe.Pointer
 	if len(buf) > 0 {
 		p = unsafe.Pointer(&buf[0])
 	}
-	return retry("ioctl", func() error {
-		if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(cmd), uintptr(p)); e != 0 {
+	err = retry("ioctl", func() error {
+		r, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(cmd), uintptr(p))
+		if e != 0 {
 			return e
 		}
+		n = int(r)
 		return nil
 	})
+	return n, err
 }
 
 // Flock takes an exclusive lock on the open file fd without waiting;
