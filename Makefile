@@ -6,9 +6,13 @@ MANDIR  ?= $(PREFIX)/share/man
 # mount(8) looks for its helpers in /sbin only.
 SBINDIR ?= /sbin
 LOWER   ?= /
-ROUNDS  ?= 3
-# What to measure: union, branches, blocks, pool, containers.
+ROUNDS  ?= 5
+# What to measure: union, branches, mounts, blocks, pool, containers.
 BENCH   ?= union branches blocks pool containers
+# Where the chart of union goes, an SVG file.
+CHART   ?=
+# The work that is profiled: a shell command, in a mount over LOWER.
+WORK    ?= find usr -ls; tar -cf - usr/share | cat; mkdir made; for i in $$(seq 2000); do echo $$i > made/$$i; done; rm -r made
 FUZZTIME ?= 10m
 
 .PHONY: help
@@ -71,7 +75,13 @@ lint: ## formatting, vet, and who may import whom
 bench: ## layerfs and its peers in turn on a fresh file system: unions, pools, containers (root)
 	@tests/need.sh bench
 	@$(MAKE) --no-print-directory build
-	@ROUNDS='$(ROUNDS)' tests/bench/bench.sh $(BENCH)
+	@ROUNDS='$(ROUNDS)' CHART='$(CHART)' tests/bench/bench.sh $(BENCH)
+
+.PHONY: profile
+profile: ## where the daemon spends its time in WORK='...', over LOWER=/
+	@tests/need.sh demo
+	@CGO_ENABLED=0 go build -o bin/layerfs-profiled ./cmd/layerfs
+	@LOWER='$(LOWER)' WORK='$(WORK)' tests/bench/profile.sh
 
 .PHONY: install
 install: build ## binary, helpers for mount(8), manual page (PREFIX, DESTDIR)

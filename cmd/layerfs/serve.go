@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"runtime/pprof"
 	"syscall"
 	"time"
 
@@ -45,6 +46,7 @@ type session struct {
 func (inv *invocation) serve(ready func()) error {
 	debug.SetGCPercent(gcPercent)
 	raiseLimit()
+	defer profile(os.Getenv("LAYERFS_CPUPROFILE"))()
 	signals := catchSignals() // from here on a signal leaves nothing behind
 
 	s, err := inv.open()
@@ -203,6 +205,26 @@ func (s *session) abandon() error {
 		return err
 	case <-time.After(abandonTime):
 		return nil
+	}
+}
+
+// profile writes a CPU profile of the daemon to the file path (make profile), until
+// the function that it returns is called; an empty path is for none.
+func profile(path string) (stop func()) {
+	if path == "" {
+		return func() {}
+	}
+	f, err := os.Create(path)
+	if err == nil {
+		err = pprof.StartCPUProfile(f)
+	}
+	if err != nil {
+		log.Printf("layerfs: no profile: %v", err)
+		return func() {}
+	}
+	return func() {
+		pprof.StopCPUProfile()
+		f.Close()
 	}
 }
 

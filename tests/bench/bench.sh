@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# bench.sh [union] [branches] [blocks] [pool] [containers]: compares native, kernel overlay, layerfs, fuse-overlayfs and
+# bench.sh [union] [branches] [mounts] [blocks] [pool] [containers]: compares native, kernel overlay, layerfs, fuse-overlayfs and
 # unionfs-fuse (those that are there) on a fresh ext4 in a loop device. The
 # tree is Debian's minbase (cached in $LAYERFS_CACHE); with LAYERFS_BENCH_SHORT=1
 # a smaller one made up on the spot, in one round. Then the same with 1 to 500
@@ -40,7 +40,8 @@ fi
 for what in "${@:-union branches blocks pool containers}"; do
 	for w in $what; do
 		case $w in
-		union) "$D/bench" -dir "$D/fs" -layerfs "$PWD/bin/layerfs" -rounds "${ROUNDS:-3}" ${short:+-short} ;;
+		union) "$D/bench" -dir "$D/fs" -layerfs "$PWD/bin/layerfs" -rounds "${ROUNDS:-5}" ${short:+-short} ${CHART:+-chart "$CHART"} ;;
+		mounts) "$D/bench" -mounts "${MOUNTS:-1000}" -dir "$D/fs" -layerfs "$PWD/bin/layerfs" ${short:+-short} ;;
 		branches) "$D/bench" -branches -dir "$D/fs" -layerfs "$PWD/bin/layerfs" -rounds "${ROUNDS:-3}" ${short:+-short} ;;
 		blocks)
 			CGO_ENABLED=0 go build -o "$D/blocks" ./tests/bench/blocks
