@@ -52,6 +52,7 @@ Options for -o:
                            blocks only; copyup_threshold=SIZE, pool=DIR
   settle=idle|umount       when files copied up by blocks become plain ones
   timeout=SECONDS          how long the kernel may cache names and attributes
+  passthrough              the kernel reads and writes files of the upper itself (root)
   create=tdp|rr|mfs[:SEC]|mfsrr:LOW[:SEC]|pmfs[:SEC]|pmfsrr:LOW[:SEC]|tdmfs:LOW[:SEC]
                            which of several writable branches gets new files
   cpup=tdp|bup|bu          which gets copies of lower files
