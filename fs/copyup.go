@@ -218,15 +218,11 @@ func (f *FS) copyContent(n *node, low location, cp *copied, st *sys.Stat, c *cut
 	size, valid := sizeOfCopy(st, c)
 	readable := f.euid == 0 || st.Mode&unix.S_IRUSR != 0 // see unstub
 	if src != nil && src.stub == nil && readable && f.wantsBlocks(cp.from, size, cp.moved) {
-		if f.opts.CopyUp == CopyAuto && c == nil && f.reflinks.clone(dst, src.fd, cp.to.Dev, cp.from.Dev) {
-			f.counters.copiedBytes.Add(size)
-			return f.newBacking(dst, true), nil
+		if f.opts.CopyUp == CopyAuto && f.reflinks.clone(dst, src.fd, cp.to.Dev, cp.from.Dev) {
+			f.counters.copiedBytes.Add(valid)
+			return f.newBacking(dst, true), sys.Ftruncate(dst, size)
 		}
-		var back *backing
-		err := errNotByBlocks
-		if f.opts.CopyUp == CopyBlock {
-			back, err = f.copyByBlocks(n, src.fd, cp.rel, dst, cp, st, c)
-		}
+		back, err := f.copyByBlocks(n, src.fd, cp.rel, dst, cp, st, c)
 		if err != errNotByBlocks {
 			if err != nil {
 				sys.Close(dst)

@@ -22,7 +22,7 @@ type CopyUpMode uint8
 const (
 	CopyFull  CopyUpMode = iota // all of it
 	CopyBlock                   // what is changed, in blocks
-	CopyAuto                    // all of it, by reflink where that can be
+	CopyAuto                    // all of it by reflink, else in blocks
 )
 
 // DefaultThreshold is from which size in bytes on a file is copied up by blocks.

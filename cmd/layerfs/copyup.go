@@ -49,7 +49,7 @@ func (s *settings) preparePools(stack *branches.Stack, opts *fs.Options) (*launc
 	for _, b := range stack.Branches() {
 		stubs = stubs || b.Stubs.Load()
 	}
-	writes := len(stack.Writable()) > 0 && opts.CopyUp == fs.CopyBlock
+	writes := len(stack.Writable()) > 0 && opts.CopyUp != fs.CopyFull
 	if !stubs && !writes {
 		return nil, nil
 	}
