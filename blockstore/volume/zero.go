@@ -1,6 +1,10 @@
 package volume
 
-import "context"
+import (
+	"context"
+
+	"github.com/layerfs/layerfs/blockstore"
+)
 
 // Discard unmaps the whole blocks within the range and leaves the rest
 // alone, as dm-thin does. What it discards reads as zeros, or as the
@@ -118,15 +122,17 @@ func (v *Volume) provisionOne(ctx context.Context, b uint64) error {
 
 // Realize gives data blocks to what dm-thin cannot express: ranges that are
 // zeros, or cut off, where the external origin, which is origin bytes long, has
-// something.
+// something; and its end, when that is no whole sector, which a block device does
+// not have.
 func (v *Volume) Realize(ctx context.Context, origin int64) error {
 	end := min(v.Size(), origin)
+	shows := v.originEnd() / blockstore.SectorSize * blockstore.SectorSize
 	for off := int64(0); off < end; off += v.bs {
 		m, err := v.lookup(uint64(off / v.bs))
 		if err != nil {
 			return err
 		}
-		if m.HasData() || !m.Zero() && min(off+v.bs, end) <= v.originEnd() {
+		if m.HasData() || !m.Zero() && min(off+v.bs, end) <= shows {
 			continue
 		}
 		if err := v.provisionOne(ctx, uint64(off/v.bs)); err != nil {
