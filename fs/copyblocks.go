@@ -2,8 +2,10 @@ package fs
 
 import (
 	"errors"
+	"io"
 	"path"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -19,9 +21,11 @@ var errNotByBlocks = errors.New("not by blocks")
 // wantsBlocks reports whether a file of branch from, of that size when it is
 // copied, is to be copied up by blocks. What may change below the device must
 // not be its origin: a file in a writable branch, or one that others may change.
-func (f *FS) wantsBlocks(from *branches.Branch, size int64, moved bool) bool {
+// The origin of a stub is in some branch below it.
+func (f *FS) wantsBlocks(from *branches.Branch, size int64, isStub, moved bool) bool {
 	return f.opts.CopyUp != CopyFull && f.opts.Pools != nil && size >= f.opts.Threshold &&
-		!from.Writable() && !moved && !f.opts.Outside
+		!from.Writable() && !moved && !f.opts.Outside &&
+		!(isStub && slices.ContainsFunc(f.stack.Writable(), func(b *branches.Branch) bool { return b.Index > from.Index }))
 }
 
 // sizeOfCopy is how long the copy of a file will be, and how much of the file
@@ -35,17 +39,9 @@ func sizeOfCopy(st *sys.Stat, c *cut) (size, valid int64) {
 }
 
 // copyByBlocks makes the copy, which lies open at dst and is empty, a stub whose
-// device shows the lower file src, of which st are the attributes and rel is the
-// path in its branch. errNotByBlocks: it is as it was.
-func (f *FS) copyByBlocks(n *node, src int, rel string, dst int, cp *copied, st *sys.Stat, c *cut) (*backing, error) {
-	low, err := sys.FStat(src)
-	if err != nil {
-		return nil, err
-	}
-	size, valid := sizeOfCopy(st, c)
-	if low.Size != st.Size {
-		return nil, errNotByBlocks
-	}
+// device shows the lower file src, of which st are the attributes.
+// errNotByBlocks: it is as it was.
+func (f *FS) copyByBlocks(n *node, src *backing, dst int, cp *copied, st *sys.Stat, c *cut) (*backing, error) {
 	id, err := f.files.pools.upper(cp.to)
 	if err != nil {
 		return nil, f.insteadInFull(cp.to, err)
@@ -59,11 +55,17 @@ func (f *FS) copyByBlocks(n *node, src int, rel string, dst int, cp *copied, st 
 		return nil, f.insteadInFull(cp.to, err)
 	}
 	defer p.done()
-	dev := stub.Device{
-		Name: stub.DeviceName(path.Base(rel)), Size: size, Upper: id, Stub: inode, Key: stub.NewKey(), State: stub.Creating,
-		Origin: &stub.Origin{Path: filepath.Join(cp.from.Path, rel), Rel: rel, Size: int64(low.Size), Mtime: branches.MtimeOf(&low), Ino: low.Ino, Valid: valid},
+	dev := stub.Device{Name: stub.DeviceName(path.Base(cp.rel)), Upper: id, Stub: inode, Key: stub.NewKey(), State: stub.Creating}
+	moved := int64(0)
+	if src.stub == nil {
+		err = createOver(store, dev, src.fd, cp, st, c)
+	} else {
+		moved, err = f.createLike(p, store, dev, src)
 	}
-	if err := store.Create(dev); err != nil {
+	if err == errNotByBlocks {
+		return nil, err
+	}
+	if err != nil {
 		return nil, f.insteadInFull(cp.to, err)
 	}
 	rec := stub.Record{Pool: word, Device: dev.Name, Key: dev.Key}
@@ -84,9 +86,126 @@ func (f *FS) copyByBlocks(n *node, src int, rel string, dst int, cp *copied, st 
 	name := pathLocked(n)
 	n.mu.Unlock()
 	back.stub = &stubFile{fs: f, branch: cp.to, write: true, path: name, rec: rec}
+	_, valid := sizeOfCopy(st, c)
 	f.counters.blockCopyUps.Add(1)
-	f.counters.notCopied.Add(valid)
-	return back, nil
+	f.counters.notCopied.Add(max(0, valid-moved))
+	f.counters.copiedBytes.Add(moved)
+	if src.stub != nil && c != nil {
+		err = back.cutShort(c.size)
+	}
+	return back, err
+}
+
+// createOver makes dev the device of a copy of the plain lower file that is open
+// at src.
+func createOver(store stub.Store, dev stub.Device, src int, cp *copied, st *sys.Stat, c *cut) error {
+	low, err := sys.FStat(src)
+	if err != nil {
+		return err
+	}
+	if low.Size != st.Size { // something is mounted on it, or somebody changes it
+		return errNotByBlocks
+	}
+	size, valid := sizeOfCopy(st, c)
+	dev.Size = size
+	dev.Origin = &stub.Origin{Path: filepath.Join(cp.from.Path, cp.rel), Rel: cp.rel, Size: int64(low.Size),
+		Mtime: branches.MtimeOf(&low), Ino: low.Ino, Valid: valid}
+	return store.Create(dev)
+}
+
+// createLike makes dev a device of the pool p that shows what the lower stub src
+// does: a snapshot of its device if that is in p, else one over the same lower
+// file with copies of its blocks, of which it returns the size.
+func (f *FS) createLike(p *pool, store stub.Store, dev stub.Device, src *backing) (moved int64, err error) {
+	d, err := src.data()
+	if err != nil {
+		return 0, err
+	}
+	if d.key.pool == p {
+		return 0, store.Snapshot(dev, d.key.device)
+	}
+	err = d.key.pool.with(func(from stub.Store) error {
+		like, err := from.Info(d.key.device)
+		dev.Size, dev.Origin = like.Size, like.Origin
+		return err
+	})
+	if err == nil {
+		err = store.Create(dev)
+	}
+	if err != nil {
+		return 0, err
+	}
+	if moved, err = d.copyBlocks(store, dev.Name); err != nil {
+		_ = store.Delete(dev.Name)
+	}
+	return moved, err
+}
+
+// copyBlocks gives the new device called to, which lies over the same lower file,
+// durably what d has of its own.
+func (d *blockFile) copyBlocks(store stub.Store, to string) (moved int64, err error) {
+	var origin io.ReaderAt
+	if d.origin != nil {
+		origin = d.origin
+	}
+	dst, err := store.Open(to, origin, true)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, dst.LetGo()) }()
+	buf := make([]byte, copyChunk)
+	for at, size := int64(0), d.blocks.Size(); at < size; {
+		list, err := d.blocks.Layout(at, seekWindow)
+		if err == nil && len(list) == 0 {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return moved, err
+		}
+		for _, s := range list {
+			switch s.Kind {
+			case stub.Data:
+				err = d.copyStretch(dst, buf, at, s.Length)
+				moved += s.Length
+			case stub.Zeros:
+				err = dst.Zero(at, s.Length)
+			}
+			if err != nil {
+				return moved, err
+			}
+			at += s.Length
+		}
+	}
+	return moved, dst.Flush()
+}
+
+func (d *blockFile) copyStretch(dst stub.Blocks, buf []byte, off, length int64) error {
+	for end := off + length; off < end; {
+		n, err := d.readAt(buf[:min(end-off, int64(len(buf)))], off)
+		if err == nil {
+			_, err = dst.WriteAt(buf[:n], off)
+		}
+		if err == nil && n == 0 {
+			err = io.ErrUnexpectedEOF // nobody changes it
+		}
+		if err != nil {
+			return err
+		}
+		off += int64(n)
+	}
+	return nil
+}
+
+// cutShort sets the size of a stub that nobody has seen yet, durably.
+func (b *backing) cutShort(size int64) error {
+	d, err := b.data()
+	if err == nil {
+		err = d.truncate(size)
+	}
+	if err == nil {
+		err = d.blocks.Flush()
+	}
+	return err
 }
 
 // insteadInFull says, once for each reason, why files are copied up in full

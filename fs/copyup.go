@@ -217,14 +217,14 @@ func (f *FS) copyContent(n *node, low location, cp *copied, st *sys.Stat, c *cut
 	}
 	size, valid := sizeOfCopy(st, c)
 	readable := f.euid == 0 || st.Mode&unix.S_IRUSR != 0 // see unstub
-	if src != nil && src.stub == nil && readable && f.wantsBlocks(cp.from, size, cp.moved) {
-		if f.opts.CopyUp == CopyAuto && f.reflinks.clone(dst, src.fd, cp.to.Dev, cp.from.Dev) {
+	if src != nil && readable && f.wantsBlocks(cp.from, size, src.stub != nil, cp.moved) {
+		if f.opts.CopyUp == CopyAuto && src.stub == nil && f.reflinks.clone(dst, src.fd, cp.to.Dev, cp.from.Dev) {
 			f.counters.copiedBytes.Add(valid)
 			return f.newBacking(dst, true), sys.Ftruncate(dst, size)
 		}
-		back, err := f.copyByBlocks(n, src.fd, cp.rel, dst, cp, st, c)
+		back, err := f.copyByBlocks(n, src, dst, cp, st, c)
 		if err != errNotByBlocks {
-			if err != nil {
+			if back == nil {
 				sys.Close(dst)
 			}
 			return back, err

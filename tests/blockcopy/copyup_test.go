@@ -343,30 +343,6 @@ func TestMovedLower(t *testing.T) {
 	r.same("big")
 }
 
-// Stubs are read in any branch, and copied up from there.
-func TestStubInLower(t *testing.T) {
-	r := newRig(t, mib)
-	r.write("big", []byte("in the layer"), 1000)
-	r.m.Unmount()
-	r.launcherGone()
-	lowers := "lowerdir=" + r.P("u") + ":" + r.P("l")
-	for _, d := range []string{"u3", "w3"} {
-		require.NoError(t, os.Mkdir(r.P(d), 0755))
-	}
-	r.m = r.Mount(lowers + ",upperdir=" + r.P("u3") + ",workdir=" + r.P("w3"))
-	r.same("big")
-	second := r.MountOn(r.P("l2"), lowers) // two mounts read it
-	got, err := os.ReadFile(second.P("big"))
-	require.NoError(t, err)
-	requireSame(t, r.model, got, "the second mount")
-	second.Unmount()
-	r.write("big", []byte("on top"), 5000)
-	r.same("big")
-	disk, err := os.ReadFile(r.P("u3", "big"))
-	require.NoError(t, err)
-	requireSame(t, r.model, disk, "the copy of a stub is whole")
-}
-
 // Renamed, linked and hidden by a whole history of names it stays one file.
 func TestNames(t *testing.T) {
 	r := newRig(t, mib)

@@ -109,9 +109,14 @@ type device struct {
 func (r *rig) pool() string { return r.P("u", ".wh..wh.layerfs", "pool") }
 
 // devices lists those of the private pool.
-func (r *rig) devices() (list []device) {
+func (r *rig) devices() []device {
 	r.t.Helper()
-	res := r.Layerfs("thin", "ls", "--json", r.pool())
+	return r.devicesIn(r.pool())
+}
+
+func (r *rig) devicesIn(pool string) (list []device) {
+	r.t.Helper()
+	res := r.Layerfs("thin", "ls", "--json", pool)
 	require.Zero(r.t, res.Code, res.Stderr)
 	require.NoError(r.t, json.Unmarshal([]byte(res.Stdout), &list))
 	return list
