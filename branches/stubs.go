@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -85,30 +86,7 @@ func PrivatePool(root int, path string, pools stub.Pools, create bool) (stub.Sto
 // that has its size and modification time, and its inode number if there are
 // several; else, if byPath, the one that is where it was.
 func (s *Stack) FindOrigin(b *Branch, o *stub.Origin, byPath bool) (fd int, err error) {
-	found, changed := -1, ""
-	for _, low := range s.branches {
-		if low.Index <= b.Index {
-			continue
-		}
-		fd, err := sys.OpenUntouched(low.Root, o.Rel, 0)
-		if err != nil {
-			continue
-		}
-		ino, is := IsOrigin(fd, o)
-		if !is {
-			changed = low.Path
-		}
-		if !is || found >= 0 && ino != o.Ino {
-			sys.Close(fd)
-			continue
-		}
-		if found >= 0 {
-			sys.Close(found)
-		}
-		if found = fd; ino == o.Ino {
-			break
-		}
-	}
+	found, _, changed := originIn(under(s.branches, b), o)
 	if found < 0 && byPath {
 		if fd, err := sys.OpenPath(o.Path); err == nil {
 			if _, is := IsOrigin(fd, o); is {
@@ -125,6 +103,51 @@ func (s *Stack) FindOrigin(b *Branch, o *stub.Origin, byPath bool) (fd int, err 
 		return -1, fmt.Errorf("the lower file %s in %s has changed since it was copied up: %w", o.Rel, changed, unix.EIO)
 	}
 	return -1, fmt.Errorf("the lower file %s, which was %s, is in no branch below: %w", o.Rel, o.Path, unix.EIO)
+}
+
+// Loses returns the branch that has the lower file o of a stub in b, if there is
+// none below b that has it once the plan is in force; else nil.
+func (p *Plan) Loses(b *Branch, o *stub.Origin) *Branch {
+	fd, at, _ := originIn(under(p.stack.branches, b), o)
+	if fd < 0 {
+		return nil
+	}
+	sys.Close(fd)
+	if fd, _, _ = originIn(under(p.branches, b), o); fd >= 0 {
+		sys.Close(fd)
+		return nil
+	}
+	return at
+}
+
+// under is the part of a stack that is below b.
+func under(list []*Branch, b *Branch) []*Branch { return list[slices.Index(list, b)+1:] }
+
+// originIn opens the lower file o in the first of the branches that has it; -1
+// if none has. changed is a branch in which there is another file at its path.
+func originIn(list []*Branch, o *stub.Origin) (found int, at *Branch, changed string) {
+	found = -1
+	for _, low := range list {
+		fd, err := sys.OpenUntouched(low.Root, o.Rel, 0)
+		if err != nil {
+			continue
+		}
+		ino, is := IsOrigin(fd, o)
+		if !is {
+			changed = low.Path
+		}
+		if !is || found >= 0 && ino != o.Ino {
+			sys.Close(fd)
+			continue
+		}
+		if found >= 0 {
+			sys.Close(found)
+		}
+		if found, at = fd, low; ino == o.Ino {
+			break
+		}
+	}
+	return found, at, changed
 }
 
 // IsOrigin reports whether the open file fd is the one that o describes, and

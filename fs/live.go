@@ -53,6 +53,11 @@ func (f *FS) ChangeBranches(changes []branches.Change) ([]InUse, error) {
 		abort()
 		return users, errs.New(errs.Busy, "branch %s is in use", users[0].Branch)
 	}
+	if err := f.keepOrigins(plan); err != nil {
+		f.gate.open()
+		abort()
+		return nil, err
+	}
 	stale, err := f.commit(plan, indexes)
 	f.gate.open()
 	f.announce(stale)

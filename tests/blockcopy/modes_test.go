@@ -95,6 +95,53 @@ func TestBranches(t *testing.T) {
 	require.NoError(t, os.Remove(r.m.P("other")))
 }
 
+// A branch of which stubs show the rest stays, until they are settled, gone, or
+// another branch has the same file.
+func TestOriginStays(t *testing.T) {
+	r := newRig(t, mib)
+	r.m.Unmount()
+	r.Sh("cp -a l/big l/other; cp -a l l3")
+	r.opts = "br=" + r.P("u") + "=rw:" + r.P("l") + "=ro:" + r.P("l2") + "=ro," + forced
+	r.m = r.Mount(r.opts)
+	require.NoError(t, os.MkdirAll(r.m.P("d"), 0755))
+	r.write("big", []byte("in u"), 40)
+	require.NoError(t, os.Rename(r.m.P("big"), r.m.P("d", "name")))
+	remount := func(what string) harness.Result { return r.Layerfs("remount", "-o", what, r.m.Point) }
+	refused := func(what, says string) {
+		t.Helper()
+		res := remount(what) // which tries it for a second
+		require.Equal(t, 4, res.Code, res.Stderr)
+		require.Contains(t, res.Stderr, "branch "+r.P("l")+" is in use: "+says)
+	}
+	done := func(what string) {
+		t.Helper()
+		res := remount(what)
+		require.Zero(t, res.Code, res.Stderr)
+	}
+	// Above the stub it is of no use.
+	refused("del:"+r.P("l")+",prepend:"+r.P("l")+"=ro", "d/name")
+	done("del:" + r.P("l2"))
+	done("del:" + r.P("l") + ",append:" + r.P("l3") + "=ro")
+	r.same("d/name")
+	done("del:" + r.P("l3") + ",append:" + r.P("l") + "=ro")
+
+	f, err := os.Open(r.m.P("d", "name"))
+	require.NoError(t, err)
+	require.NoError(t, os.Remove(r.m.P("d", "name")))
+	refused("del:"+r.P("l"), "a removed file")
+	require.NoError(t, f.Close())
+	require.True(t, harness.Eventually(2*harness.Moment, func() bool { return remount("del:"+r.P("l")).Code == 0 }))
+
+	done("append:" + r.P("l") + "=ro")
+	require.NoError(t, os.Chmod(r.m.P("other"), 0600))
+	r.model = noise(1, mib)
+	r.isStub("other")
+	res := r.Layerfs("settle", r.m.Point)
+	require.Zero(t, res.Code, res.Stderr)
+	done("del:" + r.P("l"))
+	r.same("other")
+}
+
 // With the identities of files in attributes, as containers-storage keeps them.
 func TestOverrides(t *testing.T) {
 	r := newRig(t, mib, "xattr_permissions=2")
