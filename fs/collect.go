@@ -2,6 +2,7 @@ package fs
 
 import (
 	"errors"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -104,6 +105,55 @@ func findStubs(dirfd int, name string, named map[string]bool) error {
 			if errors.As(err, &damaged) {
 				err = nil
 			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stubsIn lists the stubs of a branch, one name of each, and counts them.
+func (f *FS) stubsIn(b *branches.Branch) (list []string, err error) {
+	seen := map[uint64]bool{}
+	err = walkFiles(b.Root, ".", "", func(dirfd int, name, p string) error {
+		var st sys.Stat
+		st.Mode = unix.S_IFREG
+		rec, ok, err := b.StubAt(dirfd, name, &st)
+		if !ok && err == nil {
+			return nil
+		}
+		if st, err = sys.StatAt(dirfd, name, 0); err != nil || seen[st.Ino] {
+			return nil
+		}
+		seen[st.Ino] = true
+		size, _ := f.stubSize(b, rec)
+		f.settler.update(func(s *SettleStatus) { s.Files, s.Bytes = s.Files+1, s.Bytes+int64(size) })
+		list = append(list, p)
+		return nil
+	})
+	return list, err
+}
+
+// walkFiles calls visit for every regular file below name in dirfd, except in
+// what belongs to the union itself.
+func walkFiles(dirfd int, name, p string, visit func(dirfd int, name, p string) error) error {
+	fd, entries, err := openListed(dirfd, name)
+	if err == unix.EXDEV || err == unix.ENOENT {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer sys.Close(fd)
+	for _, e := range entries {
+		below := strings.TrimPrefix(p+"/"+e.Name, "/")
+		switch {
+		case e.Type == unix.DT_DIR && whiteout.Reserved(e.Name) && (name != "." || e.Name != whiteout.LinkDir):
+		case e.Type == unix.DT_DIR:
+			err = walkFiles(fd, e.Name, below, visit)
+		case e.Type == unix.DT_REG || e.Type == unix.DT_UNKNOWN:
+			err = visit(fd, e.Name, below)
 		}
 		if err != nil {
 			return err

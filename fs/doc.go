@@ -57,7 +57,9 @@
 // any more is closed. What fails with stubs and pools is kept for Status (trouble).
 //
 // A settle (settle.go) copies the content into the stub while others write, notes
-// what they write (dirt), and makes the file plain with copyMu in hand.
+// what they write (dirt), and makes the file plain with copyMu in hand. Redirected
+// directories become plain with the gate shut (settledirs.go), and what is known of
+// them in memory is looked up again as after a change of the branches.
 //
 // # Changes of the branches
 //

@@ -14,7 +14,6 @@ import (
 	"github.com/layerfs/layerfs/branches"
 	"github.com/layerfs/layerfs/internal/stub"
 	"github.com/layerfs/layerfs/internal/sys"
-	"github.com/layerfs/layerfs/whiteout"
 )
 
 // A stub becomes a plain file in its own inode, so that its names, handles and
@@ -29,12 +28,13 @@ import (
 // SettleStatus says how far a settle has come.
 type SettleStatus struct {
 	Running bool     `json:"running"`
-	Files   int      `json:"files"`  // that were stubs when it began
-	Bytes   int64    `json:"bytes"`  // of them
-	Done    int      `json:"done"`   // files
-	Copied  int64    `json:"copied"` // bytes
-	Path    string   `json:"path"`   // of the file at hand
-	Failed  []string `json:"failed"` // what stays as it is, and why
+	Files   int      `json:"files"`   // that were stubs when it began
+	Bytes   int64    `json:"bytes"`   // of them
+	Done    int      `json:"done"`    // files
+	Settled int      `json:"settled"` // of them
+	Copied  int64    `json:"copied"`  // bytes
+	Path    string   `json:"path"`    // of the file at hand
+	Failed  []string `json:"failed"`  // what stays as it is, and why
 	Error   string   `json:"error,omitempty"`
 	// Directories are those that were redirected and are plain now, Redirects
 	// those that are still.
@@ -74,22 +74,28 @@ func (f *FS) StartSettle() {
 	f.settler.update(func(s *SettleStatus) { *s = SettleStatus{Running: true, Failed: []string{}} })
 	go func() {
 		defer f.settler.running.Unlock()
-		f.settleAll(f.settler.stopped.Load)
+		f.settleAll(true, f.settler.stopped.Load)
 	}()
 }
 
-// Settle makes every stub of the writable branches a plain file and returns
-// what became of it.
-func (f *FS) Settle() SettleStatus {
+// Settle makes every stub of the writable branches a plain file, and, if dirs
+// is set, every redirected directory a plain one. It returns what became of it.
+func (f *FS) Settle(dirs bool) SettleStatus {
 	f.settler.running.Lock()
 	defer f.settler.running.Unlock()
 	f.settler.update(func(s *SettleStatus) { *s = SettleStatus{Running: true, Failed: []string{}} })
-	f.settleAll(func() bool { return false })
+	f.settleAll(dirs, func() bool { return false })
 	return f.SettleStatus()
 }
 
-func (f *FS) settleAll(stopped func() bool) {
-	err := f.settleBranches(stopped)
+func (f *FS) settleAll(dirs bool, stopped func() bool) {
+	var err error
+	if dirs { // first: what they show may be copied up by blocks
+		err = f.settleDirs(stopped)
+	}
+	if err == nil {
+		err = f.settleBranches(stopped)
+	}
 	left := f.Redirects()
 	f.settler.update(func(s *SettleStatus) {
 		s.Running, s.Path, s.Redirects = false, "", left
@@ -98,6 +104,8 @@ func (f *FS) settleAll(stopped func() bool) {
 		}
 	})
 }
+
+var errStopped = errors.New("stopped")
 
 func (f *FS) settleBranches(stopped func() bool) error {
 	if f.readOnly() {
@@ -115,13 +123,15 @@ func (f *FS) settleBranches(stopped func() bool) error {
 		failed := 0
 		for _, p := range list {
 			if stopped() {
-				return errors.New("stopped")
+				return errStopped
 			}
 			f.settler.update(func(s *SettleStatus) { s.Path = p })
 			err := f.settlePath(b, p)
 			f.settler.update(func(s *SettleStatus) {
 				if s.Done++; err != nil {
 					s.Failed = append(s.Failed, fmt.Sprintf("%s: %v", p, err))
+				} else {
+					s.Settled++
 				}
 			})
 			if err != nil {
@@ -157,55 +167,6 @@ func (f *FS) writableBranches() []*branches.Branch {
 	f.gate.Enter()
 	defer f.gate.Leave()
 	return f.stack.Writable()
-}
-
-// stubsIn lists the stubs of a branch, one name of each, and counts them.
-func (f *FS) stubsIn(b *branches.Branch) (list []string, err error) {
-	seen := map[uint64]bool{}
-	err = walkFiles(b.Root, ".", "", func(dirfd int, name, p string) error {
-		var st sys.Stat
-		st.Mode = unix.S_IFREG
-		rec, ok, err := b.StubAt(dirfd, name, &st)
-		if !ok && err == nil {
-			return nil
-		}
-		if st, err = sys.StatAt(dirfd, name, 0); err != nil || seen[st.Ino] {
-			return nil
-		}
-		seen[st.Ino] = true
-		size, _ := f.stubSize(b, rec)
-		f.settler.update(func(s *SettleStatus) { s.Files, s.Bytes = s.Files+1, s.Bytes+int64(size) })
-		list = append(list, p)
-		return nil
-	})
-	return list, err
-}
-
-// walkFiles calls visit for every regular file below name in dirfd, except in
-// what belongs to the union itself.
-func walkFiles(dirfd int, name, p string, visit func(dirfd int, name, p string) error) error {
-	fd, entries, err := openListed(dirfd, name)
-	if err == unix.EXDEV || err == unix.ENOENT {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer sys.Close(fd)
-	for _, e := range entries {
-		below := strings.TrimPrefix(p+"/"+e.Name, "/")
-		switch {
-		case e.Type == unix.DT_DIR && whiteout.Reserved(e.Name) && (name != "." || e.Name != whiteout.LinkDir):
-		case e.Type == unix.DT_DIR:
-			err = walkFiles(fd, e.Name, below, visit)
-		case e.Type == unix.DT_REG || e.Type == unix.DT_UNKNOWN:
-			err = visit(fd, e.Name, below)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // settlePath settles the stub at p in the branch b.

@@ -1,8 +1,10 @@
 package fs
 
 import (
+	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -12,39 +14,104 @@ import (
 	"github.com/layerfs/layerfs/whiteout"
 )
 
-// SettleDirs makes every redirected directory of the upper a plain one: what
-// it shows of the branches below is copied up, then it is opaque instead. That is
-// for an upper that nobody uses: f must not be mounted, and is of no use
-// afterwards but for Close. Killed at any moment, the tree is the same. It returns
-// what became of the last Settle and of this.
-func (f *FS) SettleDirs() (SettleStatus, error) {
-	status := f.SettleStatus()
-	b := f.stack.Upper()
-	if b == nil || f.stack.Several() || status.Redirects == 0 {
-		return status, nil
+// A redirected directory becomes a plain one when all that it shows has been
+// copied up: then it is made opaque instead. That everything has been is certain
+// only while nobody can rename something out of the branches below into it, so the
+// gate is shut for a last look and for the step itself. Nothing that the mount
+// shows changes by it, on disk neither: killed at any moment, the tree is the same.
+
+// settleDirs makes the redirected directories of the upper plain ones.
+func (f *FS) settleDirs(stopped func() bool) error {
+	f.gate.Enter()
+	b, several := f.stack.Upper(), f.stack.Several()
+	f.gate.Leave()
+	// In the dialect xattr one attribute says both that a directory is opaque and
+	// that it has whiteouts: it cannot be closed in one step.
+	if b == nil || several || b.Format.Dialect == whiteout.Xattr {
+		return nil
 	}
-	dirs, err := redirected(b)
+	list, err := redirected(b)
 	if err != nil {
-		return status, err
+		return fmt.Errorf("looking for renamed directories in %s: %w", b.Path, err)
 	}
-	failed := 0
-	fail := func(p string, err error) {
-		if err != nil {
-			failed++
-			status.Failed = append(status.Failed, fmt.Sprintf("%s: %v", p, err))
+	for _, p := range slices.Backward(list) { // what lies in another first
+		if stopped() {
+			return errStopped
+		}
+		f.settler.update(func(s *SettleStatus) { s.Path = p })
+		done, err := f.settleDir(b, p)
+		f.settler.update(func(s *SettleStatus) {
+			if done {
+				s.Directories++
+			}
+			if err != nil {
+				s.Failed = append(s.Failed, fmt.Sprintf("%s: %v", p, err))
+			}
+		})
+	}
+	return nil
+}
+
+// shutTries is how often requests that take long are waited for.
+const shutTries = 3
+
+// settleDir makes the directory at p in b a plain one. It is left as it is, and
+// done is false, if it has been renamed meanwhile, or if what it continues is in
+// no branch: that may come again.
+func (f *FS) settleDir(b *branches.Branch, p string) (done bool, err error) {
+	if err := f.fillDir(p, false); err != nil && !isGone(err) {
+		return false, err
+	}
+	f.changeMu.Lock()
+	defer f.changeMu.Unlock()
+	for try := 0; !f.gate.shut(shutTime); try++ {
+		if try == shutTries {
+			return false, fmt.Errorf("requests are under way that take long: %w", unix.EBUSY)
 		}
 	}
-	for _, p := range dirs {
-		fail(p, f.fillDir(p))
+	s, err := f.plainDir(b, p)
+	f.gate.open()
+	if s == nil {
+		return false, err
 	}
-	if failed == 0 { // else one may lie in another
-		for _, p := range dirs {
-			fail(p, closeDir(b, p))
-		}
-		status.Directories = len(dirs) - failed
+	f.announce(s)
+	return true, err
+}
+
+// plainDir takes the redirect of the directory at p in b away, after what is
+// not yet copied up of what it shows. It returns what the kernel has to be told,
+// nil if nothing was done. Preconditions: the gate is shut.
+func (f *FS) plainDir(b *branches.Branch, p string) (*stale, error) {
+	n, err := f.nodeAt(p)
+	if isGone(err) {
+		return nil, nil
 	}
-	status.Redirects = len(dirs) - status.Directories
-	return status, nil
+	if err != nil {
+		return nil, err
+	}
+	defer f.table.forget(n.id, 1)
+	if !n.isDir() || n.dir.tree.Part(b) == nil || !n.dir.tree.Redirected() || len(n.dir.tree.Below(b)) == 0 {
+		return nil, nil
+	}
+	if err := f.fillDir(p, true); err != nil {
+		return nil, err
+	}
+	if err := closeDir(b, p); err != nil {
+		return nil, err
+	}
+	f.ahead.flush()
+	r := &refresh{f: f, plan: &branches.Plan{}, out: &stale{}}
+	r.collect()
+	r.checkDir(n.names[0].dir, n)
+	if r.err == nil {
+		r.err = dropWhiteouts(b.Root, p)
+	}
+	return r.out, r.err
+}
+
+// isGone reports whether something is not there any more, or another thing is.
+func isGone(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ESTALE)
 }
 
 // Redirects counts the redirected directories of the upper.
@@ -69,20 +136,25 @@ func redirected(b *branches.Branch) (list []string, err error) {
 	return list, err
 }
 
-// walkDirs calls visit for every directory below name in dirfd, that itself included.
+// walkDirs calls visit for every directory below name in dirfd, that itself
+// included, except those that are removed meanwhile.
 func walkDirs(dirfd int, name, p string, visit func(dirfd int, p string) error) error {
 	fd, err := sys.OpenIn(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err == unix.EXDEV || err == unix.ENOENT {
+	if err == unix.EXDEV || isGone(err) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
 	defer sys.Close(fd)
-	if err := visit(fd, p); err != nil {
-		return err
+	err = visit(fd, p)
+	var entries []sys.Dirent
+	if err == nil {
+		entries, err = sys.ReadDir(fd)
 	}
-	entries, err := sys.ReadDir(fd)
+	if isGone(err) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -96,35 +168,63 @@ func walkDirs(dirfd int, name, p string, visit func(dirfd int, p string) error) 
 	return nil
 }
 
-// fillDir copies up everything below the directory at p of the merged tree.
-func (f *FS) fillDir(p string) error {
-	n, err := f.nodeAt(p)
+// fillDir copies up everything below the directory at p of the merged tree. With
+// the gate shut that is all; else what is renamed or removed meanwhile may be left out.
+func (f *FS) fillDir(p string, shut bool) error {
+	var n *node
+	var entries []branches.Entry
+	err := f.inside(shut, func() (err error) {
+		n, entries, err = f.openToFill(p)
+		return err
+	})
 	if err != nil {
 		return err
 	}
 	defer f.table.forget(n.id, 1)
-	if !n.isDir() {
-		return unix.ENOTDIR
-	}
-	if err := f.copyUp(n); err != nil {
-		return err
-	}
-	entries, err := f.stack.List(n.dir.tree)
-	if err != nil {
-		return err
-	}
 	for _, e := range entries {
-		child := path.Join(p, e.Name)
 		if e.Type == unix.DT_DIR {
-			err = f.fillDir(child)
+			err = f.fillDir(path.Join(p, e.Name), shut)
 		} else {
-			err = f.fillFile(n, e.Name)
+			err = f.inside(shut, func() error { return f.fillFile(n, e.Name) })
 		}
-		if err != nil {
+		if err != nil && (shut || !isGone(err)) {
 			return fmt.Errorf("%s: %w", e.Name, err)
 		}
 	}
 	return nil
+}
+
+// inside calls step as a request would, unless the gate is shut for the caller.
+func (f *FS) inside(shut bool, step func() error) error {
+	if !shut {
+		f.gate.Enter()
+		defer f.gate.Leave()
+	}
+	return step()
+}
+
+// openToFill returns the directory at p, counted as looked up and copied up, and
+// what it shows.
+func (f *FS) openToFill(p string) (*node, []branches.Entry, error) {
+	n, err := f.nodeAt(p)
+	if err != nil {
+		return nil, nil, err
+	}
+	var entries []branches.Entry
+	if !n.isDir() {
+		err = unix.ENOTDIR
+	}
+	if err == nil {
+		err = f.copyUp(n)
+	}
+	if err == nil {
+		entries, err = f.stack.List(n.dir.tree)
+	}
+	if err != nil {
+		f.table.forget(n.id, 1)
+		return nil, nil, err
+	}
+	return n, entries, nil
 }
 
 // fillFile makes the file name in dir exist there in the upper, also where the
@@ -152,11 +252,9 @@ func (f *FS) fillFile(dir *node, name string) error {
 }
 
 // closeDir makes the directory at p in b, in which everything is that it shows,
-// opaque instead of redirected, and removes what hides nothing any more.
+// opaque instead of redirected, durably: what hid things in the branches below
+// may go after that.
 func closeDir(b *branches.Branch, p string) error {
-	if b.Format.Dialect == whiteout.Xattr {
-		return fmt.Errorf("in the dialect xattr a directory cannot be made opaque in one step: %w", unix.EOPNOTSUPP)
-	}
 	parent, name := path.Split(p)
 	at, err := sys.OpenDir(b.Root, path.Clean("./"+parent))
 	if err != nil {
@@ -171,28 +269,51 @@ func closeDir(b *branches.Branch, p string) error {
 			return err
 		}
 	}
-	fd, err := sys.OpenIn(at, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	dir, err := sys.OpenDir(at, name)
+	if err != nil {
+		return err
+	}
+	defer sys.Close(dir)
+	return sys.SyncDir(dir)
+}
+
+// dropWhiteouts removes the whiteouts below name in dirfd, a directory of which
+// nothing shows from the branches below: kernel overlay would list them. What has a
+// redirect of its own keeps what it has.
+func dropWhiteouts(dirfd int, name string) error {
+	fd, err := sys.OpenIn(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err == unix.EXDEV {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
 	defer sys.Close(fd)
-	return sys.KeepTimes(fd, func() error { return dropWhiteouts(fd) })
-}
-
-// dropWhiteouts removes the whiteouts of an opaque directory.
-func dropWhiteouts(fd int) error {
 	m, err := whiteout.ReadMarks(fd, ".")
-	if err != nil {
+	if err != nil || m.Redirect != "" {
 		return err
 	}
 	names, err := whiteout.Deleted(fd, m)
+	if err == nil && len(names) > 0 {
+		err = sys.KeepTimes(fd, func() error { return dropThese(fd, names) })
+	}
 	if err != nil {
 		return err
 	}
+	entries, err := sys.ReadDir(fd)
+	for _, e := range entries {
+		if err == nil && e.Type == unix.DT_DIR && !whiteout.Reserved(e.Name) {
+			err = dropWhiteouts(fd, e.Name)
+		}
+	}
+	return err
+}
+
+// dropThese removes the whiteouts of the names in fd.
+func dropThese(fd int, names []string) error {
 	for _, name := range names {
 		if st, err := sys.StatAt(fd, name, 0); err == nil && st.IsWhiteout() {
-			err = sys.Unlink(fd, name)
-			if err != nil {
+			if err := sys.Unlink(fd, name); err != nil {
 				return err
 			}
 		}

@@ -70,10 +70,7 @@ func (inv *invocation) serve(ready func()) error {
 	}
 	s.conn.Close()
 	if inv.settleAt == "umount" {
-		s.fs.Settle()
-		if _, err := s.fs.SettleDirs(); err != nil {
-			s.log.Print(err)
-		}
+		s.fs.Settle(true)
 	}
 	if closeErr := s.fs.Close(); err == nil {
 		err = closeErr

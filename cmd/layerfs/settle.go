@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -25,9 +24,11 @@ func init() {
 	commandHelp["settle"] = `Usage: layerfs settle [--json] MOUNTPOINT
        layerfs settle [--json] [--workdir DIR] [--lower DIR]... [--pool POOL] UPPERDIR
 
-Turns every file that was copied up by blocks into a plain one: of a live mount,
-whose files stay in use, or of a branch that nobody has mounted; there, with --lower,
-renamed directories too, of which all content is copied. Killed, it can be run again. Exit code 1 when some file could not be settled; it is as it was.
+Turns every file that was copied up by blocks into a plain one, and every renamed
+directory of a lower branch, of which all content is copied: of a live mount, whose
+files stay in use, or of a branch that nobody has mounted; there, directories need
+--lower. Killed, it can be run again. Exit code 1 when something could not be settled;
+it is as it was.
 
   --workdir DIR   the workdir= of the upper; that of a br= branch is found
   --lower DIR     a branch below, top first; without, lower files are looked for
@@ -65,19 +66,19 @@ func cmdSettle(args []string) error {
 		for _, line := range status.Failed {
 			fmt.Println("left:", line)
 		}
-		fmt.Printf("%d of %d files settled, %s copied\n", status.Done-len(status.Failed), status.Files, units.Decimal(status.Copied))
+		fmt.Printf("%d of %d files settled, %s copied\n", status.Settled, status.Files, units.Decimal(status.Copied))
 		if status.Directories > 0 {
 			fmt.Printf("%d renamed directories settled\n", status.Directories)
 		}
 		if status.Redirects > 0 {
-			fmt.Printf("%d renamed directories keep their redirects: settle the upper when it is not mounted, with --lower\n", status.Redirects)
+			fmt.Printf("%d renamed directories keep their redirects\n", status.Redirects)
 		}
 	}
 	switch {
 	case status.Error != "":
 		return errs.New(errs.Failed, "settle %s: %s", u.dir, status.Error)
 	case len(status.Failed) > 0:
-		return errs.New(errs.Failed, "settle %s: %d files are left", u.dir, len(status.Failed))
+		return errs.New(errs.Failed, "settle %s: %d files or directories are left", u.dir, len(status.Failed))
 	}
 	return nil
 }
@@ -164,12 +165,9 @@ func (u *offlineUpper) settle() (status fs.SettleStatus, err error) {
 	}
 	show := newSettleLine()
 	done := make(chan struct{})
-	var failed error
 	go func() {
 		defer close(done)
-		if status = f.Settle(); len(u.lowers) > 0 && status.Error == "" {
-			status, failed = f.SettleDirs()
-		}
+		status = f.Settle(len(u.lowers) > 0)
 	}()
 	for running := true; running; {
 		select {
@@ -180,7 +178,7 @@ func (u *offlineUpper) settle() (status fs.SettleStatus, err error) {
 		}
 	}
 	show.end()
-	err = errors.Join(failed, f.Close())
+	err = f.Close()
 	if u.workDir == "" && !own {
 		// It was only there for this.
 		_ = os.RemoveAll(dir + "/" + whiteout.PrivateDir)

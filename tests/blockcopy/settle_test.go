@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -227,7 +228,7 @@ func TestSettleDirectories(t *testing.T) {
 				harness.RequireRoot(t)
 			}
 			r := newRig(t, mib, "whiteout="+dialect)
-			r.Sh(`mkdir -p l/d/sub/deep l/d/gone; echo 1 > l/d/sub/deep/f; echo 2 > l/d/x; echo 3 > l/d/gone/y
+			r.Sh(`mkdir -p l/d/sub/deep l/d/gone; echo 1 > l/d/sub/deep/f; echo 1 > l/d/sub/deep/g; echo 2 > l/d/x; echo 3 > l/d/gone/y
 				ln l/d/x l/d/hard; ln -s x l/d/link; head -c 400000 /dev/urandom > l/d/large; touch -d 2003-01-01 l/d l/d/x l/d/sub`)
 			r.remount()
 			r.Sh(`mv m/d m/e; rm -r m/e/gone; mv m/e/sub m/e/moved; echo more >> m/e/hard; mkdir m/e/sub; echo new > m/e/sub/n; chmod 700 m/e/large`)
@@ -235,10 +236,10 @@ func TestSettleDirectories(t *testing.T) {
 			r.m.Unmount()
 			r.launcherGone()
 			args := []string{"settle", "--workdir", r.P("w"), "--lower", r.P("l"), r.P("u")}
-			for i := range 6 { // killed at some moments
+			for i := range 4 { // killed at some moments
 				cmd := exec.Command(harness.Bin(), args...)
 				require.NoError(t, cmd.Start())
-				time.Sleep(time.Duration(10+i*12) * time.Millisecond)
+				time.Sleep(time.Duration(10+i*20) * time.Millisecond)
 				_ = cmd.Process.Kill()
 				_ = cmd.Wait()
 				r.launcherGone()
@@ -267,4 +268,63 @@ func TestSettleDirectories(t *testing.T) {
 func (r *rig) listing(dir string) string {
 	r.t.Helper()
 	return r.Sh("cd " + dir + "; find . | sort | while read f; do stat -c '%n %F %a %u %g %Y' $f; done; find . -type f | sort | xargs sha256sum; find . -type f -links +1 | wc -l")
+}
+
+// Renamed directories of a live mount become plain ones below those who use them.
+func TestSettleDirectoriesLive(t *testing.T) {
+	for _, dialect := range []string{"aufs", "overlay"} {
+		t.Run(dialect, func(t *testing.T) {
+			if dialect == "overlay" {
+				harness.RequireRoot(t)
+			}
+			r := newRig(t, mib, "whiteout="+dialect)
+			r.Sh(`mkdir -p l/d/sub/deep l/d/gone l/far/away; echo 1 > l/d/sub/deep/f; echo 1 > l/d/sub/deep/g; echo 2 > l/d/x; echo 3 > l/d/gone/y; echo 4 > l/far/away/z
+				ln l/d/x l/d/hard; ln -s x l/d/link; head -c 400000 /dev/urandom > l/d/large; echo open > l/d/open; echo new > l/d/later`)
+			r.remount()
+			r.Sh(`mv m/d m/e; rm -r m/e/gone; mv m/e/sub m/e/moved; rm m/e/moved/deep/f; mv m/far/away m/e/away; echo more >> m/e/hard; mkdir m/e/sub; echo new > m/e/sub/n`)
+			kept, err := os.Open(r.m.P("e", "open")) // of the lower, and removed
+			require.NoError(t, err)
+			require.NoError(t, os.Remove(r.m.P("e", "open")))
+			dir, err := os.Open(r.m.P("e"))
+			require.NoError(t, err)
+			part, err := dir.Readdirnames(2)
+			require.NoError(t, err)
+			file, err := os.OpenFile(r.m.P("e", "large"), os.O_RDWR, 0)
+			require.NoError(t, err)
+			inode := r.Sh("stat -c %i m/e m/e/x")
+			before := r.listing("m/e")
+
+			res := r.Layerfs("settle", r.m.Point)
+			require.Zero(t, res.Code, "%s%s", res.Stdout, res.Stderr)
+			require.Contains(t, res.Stdout, "3 renamed directories settled")
+			require.NotContains(t, res.Stdout, "keep")
+			require.Equal(t, before, r.listing("m/e"))
+			require.Equal(t, inode, r.Sh("stat -c %i m/e m/e/x"))
+			got := make([]byte, 4)
+			_, err = kept.ReadAt(got, 0)
+			require.NoError(t, err)
+			require.Equal(t, "open", string(got))
+			rest, err := dir.Readdirnames(0)
+			require.NoError(t, err)
+			require.ElementsMatch(t, strings.Fields(r.Sh("ls m/e")), append(part, rest...))
+			_, err = file.WriteAt([]byte("after"), 100)
+			require.NoError(t, err)
+			for _, f := range []*os.File{kept, dir, file} {
+				require.NoError(t, f.Close())
+			}
+			// It goes on as a plain directory does.
+			r.Sh(`mv m/e m/g; echo x > m/g/open; mv m/g/moved m/g/again; rm m/g/later; mkdir m/g/later; mv m/g/x m/g/y; rm m/g/hard; mkdir m/d`)
+			after := r.listing("m/g")
+			r.remount()
+			require.Equal(t, after, r.listing("m/g"))
+			r.m.Unmount()
+			r.Sh("rm -r l/d l/far")
+			r.m = r.Mount(r.opts)
+			require.Equal(t, after, r.listing("m/g"))
+			r.m.Unmount()
+			res = r.Layerfs("check", "--workdir", r.P("w"), "--lower", r.P("l"), r.P("u"))
+			require.NotContains(t, res.Stdout, "redirect")
+			require.NotContains(t, res.Stdout, "opaque")
+		})
+	}
 }
