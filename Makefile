@@ -50,9 +50,10 @@ fuzz: ## every fuzz target for FUZZTIME=10m
 	done
 
 .PHONY: test-podman
-test-podman: ## Podman and Buildah on layerfs against fuse-overlayfs, rootful and rootless
+test-podman: ## Podman and Buildah on layerfs against fuse-overlayfs, rootful and rootless; with blocks
 	@$(MAKE) --no-print-directory build
 	@tests/podman/run.sh
+	@tests/podman/blocks.sh
 
 .PHONY: test-oci
 test-oci: ## layers against Buildah, umoci, skopeo and Podman (root; installs them)
