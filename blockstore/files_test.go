@@ -56,7 +56,7 @@ func TestFileModel(t *testing.T) {
 			Origin: &blockstore.Origin{Path: "/nowhere", Size: size, Valid: size}})
 		require.NoError(t, err)
 		model := append([]byte(nil), origin...)
-		v := fileDevice(t, session, origin)
+		v, alone := fileDevice(t, session, origin), 0
 		for step := range 300 {
 			off := rnd.Int64N(int64(len(model)) + 1)
 			n := rnd.Int64N(3*block) + 1
@@ -112,7 +112,14 @@ func TestFileModel(t *testing.T) {
 			require.Equal(t, len(model), n2)
 			require.EqualValues(t, len(model), v.Size())
 			require.True(t, bytes.Equal(model, got), "seed %d, step %d", seed, step)
+			for at := int64(0); at < int64(len(model))+block; at += block / 2 {
+				if v.OriginAlone(at, block/2) {
+					alone++
+					require.True(t, bytes.Equal(model[at:at+block/2], origin[at:at+block/2]), "seed %d, step %d", seed, step)
+				}
+			}
 		}
+		require.NotZero(t, alone)
 		// What dm-thin would see: nothing of the origin where the file has none.
 		require.NoError(t, v.Realize(context.Background(), size))
 		list, err := v.Layout(0, min(size, int64(len(model))))

@@ -135,24 +135,14 @@ func (r *readResult) Bytes(buf []byte) ([]byte, fuse.Status) {
 
 // Readv is what go-fuse's protocol server prefers to Bytes.
 func (r *readResult) Readv(dst [][]byte) (int, fuse.Status) {
-	if r.back.stub == nil {
-		start := time.Now()
-		n, err := sys.PReadV(r.back.fd, dst, r.off)
-		r.ahead.hasRead(time.Since(start))
+	if r.back.stub != nil {
+		n, err := r.back.readv(dst, r.off)
 		return n, status(err)
 	}
-	done := 0
-	for _, buf := range dst {
-		n, err := r.back.read(buf, r.off+int64(done))
-		done += n
-		if err != nil {
-			return done, status(err)
-		}
-		if n < len(buf) {
-			break
-		}
-	}
-	return done, fuse.OK
+	start := time.Now()
+	n, err := sys.PReadV(r.back.fd, dst, r.off)
+	r.ahead.hasRead(time.Since(start))
+	return n, status(err)
 }
 
 // Read implements fuse.RawFileSystem.

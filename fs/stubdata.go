@@ -16,6 +16,32 @@ func (b *backing) read(buf []byte, off int64) (int, error) {
 	return d.readAt(buf, off)
 }
 
+// readv reads the content of a stub into several buffers. What it has from its
+// lower file alone is read there, as that file would be.
+func (b *backing) readv(dst [][]byte, off int64) (done int, err error) {
+	d, err := b.data()
+	if err != nil {
+		return 0, err
+	}
+	want := 0
+	for _, buf := range dst {
+		want += len(buf)
+	}
+	if d.origin != nil && d.blocks.OriginAlone(off, int64(want)) {
+		if n, err := sys.PReadV(d.origin.fd, dst, off); n == want && err == nil {
+			return n, nil
+		}
+	}
+	for _, buf := range dst {
+		n, err := d.readAt(buf, off+int64(done))
+		done += n
+		if err != nil || n < len(buf) {
+			return done, err
+		}
+	}
+	return done, nil
+}
+
 // write writes at off and returns how much was written.
 func (b *backing) write(buf []byte, off int64) (n int, err error) {
 	if b.stub == nil {

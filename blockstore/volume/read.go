@@ -88,6 +88,31 @@ func (v *Volume) readRun(p []byte, off int64) (int64, error) {
 	return n, err
 }
 
+// OriginAlone reports whether the external origin answers for all of the range,
+// as far as that is known without asking the pool. Who reads it there then sees
+// what ReadAt would have shown at this moment.
+func (v *Volume) OriginAlone(off, length int64) bool {
+	if v.origin == nil || off < 0 || length <= 0 {
+		return false
+	}
+	v.io.RLock()
+	defer v.io.RUnlock()
+	if off+length > v.origin.valid {
+		return false
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if off+length > v.size {
+		return false
+	}
+	for b, last := uint64(off/v.bs), uint64((off+length-1)/v.bs); b <= last; b++ {
+		if m, known := v.knownLocked(b); !known || m.Mapped() || m.Zero() {
+			return false
+		}
+	}
+	return true
+}
+
 // follows reports whether next, i blocks after m, is read in one go with it.
 func follows(m, next blockstore.Mapping, i uint64) bool {
 	if m.HasData() {

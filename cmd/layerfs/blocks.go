@@ -211,6 +211,8 @@ func (b *deviceBlocks) Size() int64 { return b.d.Size() }
 func (b *deviceBlocks) ReadAt(p []byte, off int64) (int, error)  { return b.d.ReadAt(p, off) }
 func (b *deviceBlocks) WriteAt(p []byte, off int64) (int, error) { return b.d.WriteAt(p, off) }
 
+func (b *deviceBlocks) OriginAlone(off, length int64) bool { return b.d.OriginAlone(off, length) }
+
 func (b *deviceBlocks) Extend(size int64) error      { return b.d.Extend(size) }
 func (b *deviceBlocks) Resize(size int64) error      { return b.d.Resize(size) }
 func (b *deviceBlocks) Zero(off, length int64) error { return b.d.Zero(off, length, true) }

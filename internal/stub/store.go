@@ -54,6 +54,8 @@ type Stretch struct {
 type Blocks interface {
 	Size() int64 // bytes
 	ReadAt(p []byte, off int64) (int, error)
+	// OriginAlone reports whether a range is known to be what the origin has there.
+	OriginAlone(off, length int64) bool
 	// WriteAt writes below the size only.
 	WriteAt(p []byte, off int64) (int, error)
 	// Extend makes the file at least size bytes long.
