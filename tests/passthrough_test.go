@@ -74,7 +74,7 @@ func TestPassthrough(t *testing.T) {
 func TestPassthroughOfReadOnlyMount(t *testing.T) {
 	harness.RequireRoot(t)
 	e := harness.New(t).Tree("l", "low=lower").Tree("l2", "other=2")
-	m := e.Mount("lowerdir="+e.P("l2")+":"+e.P("l")+",passthrough")
+	m := e.Mount("lowerdir=" + e.P("l2") + ":" + e.P("l") + ",passthrough")
 	f, err := os.Open(m.P("low"))
 	require.NoError(t, err)
 	defer f.Close()
