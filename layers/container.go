@@ -198,7 +198,7 @@ func (s *Store) mount(h *held, o driver.Options) error {
 	own := h.Mount == ""
 	if own {
 		h.Mount = s.ownMountpoint(h.Tree)
-		if err := os.Mkdir(h.Mount, 0700); err != nil && !os.IsExist(err) {
+		if err := sys.MakeDir(h.Mount, 0700); err != nil && !os.IsExist(err) {
 			return err
 		}
 	}
@@ -208,7 +208,7 @@ func (s *Store) mount(h *held, o driver.Options) error {
 	}
 	if err != nil {
 		if own {
-			_ = os.Remove(h.Mount)
+			_ = sys.RemovePath(h.Mount)
 		}
 		h.Mount = ""
 		_ = s.record(h.Container) // a mount that is not there is none in any case
@@ -240,7 +240,7 @@ func (s *Store) unmount(h *held) error {
 		}
 	}
 	if at == s.ownMountpoint(h.Tree) {
-		if err := os.Remove(at); err != nil && !os.IsNotExist(err) {
+		if err := sys.RemovePath(at); err != nil && !os.IsNotExist(err) {
 			return err
 		}
 	}

@@ -1,12 +1,12 @@
 package layers
 
 import (
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/layerfs/layerfs/internal/errs"
+	"github.com/layerfs/layerfs/internal/sys"
 	"github.com/layerfs/layerfs/kernelbackend"
 	"github.com/layerfs/layerfs/layers/driver"
 	"github.com/layerfs/layerfs/layers/driver/devicemapper"
@@ -137,7 +137,7 @@ func newDevices(home string, cfg Config, open func(home string, o devices.Option
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(home, 0700); err != nil {
+	if err := sys.MakeDirs(home, 0700); err != nil {
 		return nil, err
 	}
 	pool, err := open(home, o)

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/layerfs/layerfs/internal/errs"
+	"github.com/layerfs/layerfs/internal/sys"
 	"github.com/layerfs/layerfs/layers/driver/devicemapper"
 	"github.com/layerfs/layerfs/layers/driver/devices"
 )
@@ -116,7 +117,7 @@ func (m *move) complete() error {
 	if err != nil {
 		return fmt.Errorf("moving out of driver %s: %w", m.store.meta.Driver, err)
 	}
-	if err := os.MkdirAll(to, 0700); err != nil {
+	if err := sys.MakeDirs(to, 0700); err != nil {
 		return err
 	}
 	records, err := m.fresh.Import(to, m.old.Data(from), xml, tenants)
@@ -138,7 +139,7 @@ func (m *move) complete() error {
 
 // export is step 1.
 func (m *move) export(from string) (tenants []devices.Tenant, xml string, err error) {
-	if err := os.MkdirAll(m.scratch, 0700); err != nil {
+	if err := sys.MakeDirs(m.scratch, 0700); err != nil {
 		return nil, "", err
 	}
 	xml = filepath.Join(m.scratch, "pool.xml")
@@ -151,13 +152,13 @@ func (m *move) export(from string) (tenants []devices.Tenant, xml string, err er
 	}
 	data, err := json.Marshal(tenants)
 	if err == nil {
-		err = os.WriteFile(list+".new", data, 0600)
+		err = sys.WriteFile(list+".new", data, 0600)
 	}
 	if err == nil {
 		err = m.store.sync()
 	}
 	if err == nil {
-		err = os.Rename(list+".new", list)
+		err = sys.RenamePath(list+".new", list)
 	}
 	return tenants, xml, err
 }

@@ -2,7 +2,6 @@ package layers
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -99,11 +98,11 @@ func makeRoot(path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := os.MkdirAll(abs, 0700); err != nil {
+	if err := sys.MakeDirs(abs, 0700); err != nil {
 		return "", errs.New(errs.Of(err), "store %s cannot be made: %w", path, err)
 	}
 	for _, dir := range []string{"mnt", "run"} {
-		if err := os.MkdirAll(filepath.Join(abs, dir), 0700); err != nil {
+		if err := sys.MakeDirs(filepath.Join(abs, dir), 0700); err != nil {
 			return "", errs.New(errs.Of(err), "store %s: %w", path, err)
 		}
 	}

@@ -15,7 +15,7 @@ const (
 // BlockSize returns the size of the block device fd in bytes.
 func BlockSize(fd int) (int64, error) {
 	var n uint64
-	err := retry("ioctl", func() error {
+	err := retry("blkgetsize64", func() error {
 		if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), blkGetSize64, uintptr(unsafe.Pointer(&n))); e != 0 {
 			return e
 		}

@@ -193,17 +193,20 @@ func SyncDir(dirfd int) error {
 
 // Ioctl passes buf to the ioctl cmd of fd.
 func Ioctl(fd int, cmd uint32, buf []byte) error {
-	_, err := IoctlReturn(fd, cmd, buf)
+	_, err := ioctl("ioctl", fd, cmd, buf)
 	return err
 }
 
 // IoctlReturn is Ioctl for one that returns a number.
-func IoctlReturn(fd int, cmd uint32, buf []byte) (n int, err error) {
+func IoctlReturn(fd int, cmd uint32, buf []byte) (int, error) { return ioctl("ioctl", fd, cmd, buf) }
+
+// ioctl is IoctlReturn, counted as the system call op.
+func ioctl(op string, fd int, cmd uint32, buf []byte) (n int, err error) {
 	var p unsafe.Pointer
 	if len(buf) > 0 {
 		p = unsafe.Pointer(&buf[0])
 	}
-	err = retry("ioctl", func() error {
+	err = retry(op, func() error {
 		r, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(cmd), uintptr(p))
 		if e != 0 {
 			return e

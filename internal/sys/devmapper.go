@@ -33,6 +33,26 @@ const (
 	mapperVersions = 17
 )
 
+// mapperOp is what a command counts as, for tests that kill before one.
+func mapperOp(command int, flags uint32) string {
+	switch command {
+	case MapperList, MapperInfo, MapperStatus:
+		return "dm look" // which changes nothing
+	case MapperCreate:
+		return "dm create"
+	case MapperRemove:
+		return "dm remove"
+	case MapperLoad:
+		return "dm load"
+	case MapperMessage:
+		return "dm message"
+	}
+	if flags&MapperSuspended == 0 {
+		return "dm resume"
+	}
+	return "dm suspend"
+}
+
 // Flags of device-mapper.
 const (
 	MapperReadOnly      = 1 << 0
@@ -95,7 +115,7 @@ func Mapper(fd int, command int, name string, flags uint32, targets []MapperTarg
 		buf := mapperHeader(name, flags, room)
 		binary.NativeEndian.PutUint32(buf[20:], uint32(len(targets)))
 		copy(buf[dmSize:], payload)
-		err := Ioctl(fd, uint32(dmBase|command), buf)
+		_, err := ioctl(mapperOp(command, flags), fd, uint32(dmBase|command), buf)
 		reply := decodeReply(command, buf)
 		if err == nil && reply.Flags&mapperBufferFull != 0 && room < dmMax {
 			continue

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/layerfs/layerfs/internal/errs"
+	"github.com/layerfs/layerfs/internal/sys"
 	"github.com/layerfs/layerfs/kernelbackend/dm"
 	"github.com/layerfs/layerfs/layers/driver"
 	"github.com/layerfs/layerfs/layers/driver/devices"
@@ -61,6 +62,9 @@ func (House) Export(home string, state driver.State, xml string) ([]devices.Tena
 }
 
 func tool(name string, args ...string) error {
+	if err := sys.Step("exec " + name); err != nil {
+		return err
+	}
 	cmd := exec.Command(name, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
 	out, err := cmd.CombinedOutput()
@@ -88,7 +92,7 @@ func attribute(head []byte, name string) (uint64, error) {
 // Import implements devices.House.
 func (h House) Import(home, data, xml string, tenants []devices.Tenant) (map[string]any, error) {
 	dir := filepath.Dir(h.Data(home))
-	if err := os.MkdirAll(dir, 0700); err != nil {
+	if err := sys.MakeDirs(dir, 0700); err != nil {
 		return nil, err
 	}
 	text, err := os.ReadFile(xml)
@@ -107,7 +111,7 @@ func (h House) Import(home, data, xml string, tenants []devices.Tenant) (map[str
 		if err := restore(metadataOf(home), xml, int64(len(text))); err != nil {
 			return nil, err
 		}
-		if err := os.Rename(data, h.Data(home)); err != nil {
+		if err := sys.RenamePath(data, h.Data(home)); err != nil {
 			return nil, err
 		}
 	}

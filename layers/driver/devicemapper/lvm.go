@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/layerfs/layerfs/internal/errs"
+	"github.com/layerfs/layerfs/internal/sys"
 	"github.com/layerfs/layerfs/layers/driver"
 	"github.com/layerfs/layerfs/layers/driver/devices"
 )
@@ -27,6 +28,9 @@ const (
 const lvmKey = "lvm"
 
 func lvm(name string, args ...string) error {
+	if err := sys.Step("exec " + name); err != nil {
+		return err
+	}
 	cmd := exec.Command(name, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	out, err := cmd.CombinedOutput()
@@ -86,11 +90,11 @@ func lvmSteps(o devices.Options) [][]string {
 // writeProfile says when LVM's monitor makes the pool larger.
 func writeProfile(o devices.Options) error {
 	const dir = "/etc/lvm/profile"
-	if err := os.MkdirAll(dir, 0755); err != nil {
+	if err := sys.MakeDirs(dir, 0755); err != nil {
 		return err
 	}
 	text := fmt.Sprintf("activation {\n\tthin_pool_autoextend_threshold=%d\n\tthin_pool_autoextend_percent=%d\n}\n", o.AutoExtendThreshold, o.AutoExtendPercent)
-	return os.WriteFile(filepath.Join(dir, lvmProfile+".profile"), []byte(text), 0644)
+	return sys.WriteFile(filepath.Join(dir, lvmProfile+".profile"), []byte(text), 0644)
 }
 
 // checkBlank refuses a device on which something is, in Docker's words.

@@ -63,7 +63,7 @@ func Open(home string, state driver.State, o devices.Options) (*Pool, error) {
 		return nil, err
 	}
 	p := &Pool{home: filepath.Join(home, "devicemapper"), state: state, dm: m, opts: o}
-	if err := os.MkdirAll(p.home, 0700); err != nil {
+	if err := sys.MakeDirs(p.home, 0700); err != nil {
 		return nil, err
 	}
 	if err := p.locked(func() error { return p.open(home) }); err != nil {
@@ -207,6 +207,9 @@ func (p *Pool) makeFiles(r made) error {
 		path string
 		size int64
 	}{{r.Data, p.opts.LoopDataSize}, {r.Metadata, p.opts.LoopMetadataSize}} {
+		if err := sys.Step("truncate"); err != nil {
+			return err
+		}
 		file, err := os.OpenFile(f.path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0600)
 		if err != nil {
 			return err

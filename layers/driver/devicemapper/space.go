@@ -54,6 +54,9 @@ func (p *Pool) Resize(size int64) error {
 	if size < fi.Size() {
 		return errs.New(errs.Usage, "devmapper: Can't shrink file")
 	}
+	if err := sys.Step("truncate"); err != nil {
+		return err
+	}
 	if err := os.Truncate(p.data, size); err != nil {
 		return err
 	}

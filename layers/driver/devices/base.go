@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/layerfs/layerfs/internal/errs"
+	"github.com/layerfs/layerfs/internal/sys"
 )
 
 // baseName is the base device's.
@@ -73,7 +74,7 @@ func writeFile(path string, data []byte) error {
 	_, err = f.Write(data)
 	err = errors.Join(err, f.Sync(), f.Close())
 	if err == nil {
-		err = os.Rename(tmp, path)
+		err = sys.RenamePath(tmp, path)
 	}
 	return err
 }
@@ -104,7 +105,7 @@ func (d *Driver) makeBase() error {
 			return err
 		}
 		root := filepath.Join(at, rootfsName)
-		return errors.Join(os.Mkdir(root, 0755), os.Chmod(root, 0755), d.fs.unmount(at))
+		return errors.Join(sys.MakeDir(root, 0755), os.Chmod(root, 0755), d.fs.unmount(at))
 	})
 	if err != nil {
 		return errors.Join(fmt.Errorf("the base device: %w", err), d.discardBase())
@@ -137,10 +138,10 @@ func (d *Driver) growBase(b base) error {
 // onBase calls use with where the base device is attached and may be mounted.
 func (d *Driver) onBase(use func(path, at string) error) error {
 	at := d.point(baseName)
-	if err := os.MkdirAll(at, 0700); err != nil {
+	if err := sys.MakeDirs(at, 0700); err != nil {
 		return err
 	}
-	defer os.Remove(at)
+	defer sys.RemovePath(at)
 	path, err := d.pool.Attach(baseName)
 	if err != nil {
 		return err

@@ -25,7 +25,7 @@ type Driver struct {
 // New returns the driver whose own files are in home and whose devices are in pool.
 func New(home string, pool Pool, o Options) (*Driver, error) {
 	for _, dir := range []string{"mnt", "kept"} {
-		if err := os.MkdirAll(filepath.Join(home, dir), 0700); err != nil {
+		if err := sys.MakeDirs(filepath.Join(home, dir), 0700); err != nil {
 			return nil, err
 		}
 	}
@@ -85,14 +85,14 @@ func (d *Driver) create(t driver.Tree, size int64) error {
 	}
 	return d.locked(func() error {
 		at := d.point(t.ID)
-		if err := os.MkdirAll(at, 0700); err != nil {
+		if err := sys.MakeDirs(at, 0700); err != nil {
 			return err
 		}
 		path, err := d.pool.Attach(t.ID)
 		if err == nil {
 			err = d.fs.grow(path, at)
 		}
-		return errors.Join(err, os.Remove(at), d.pool.Detach(t.ID))
+		return errors.Join(err, sys.RemovePath(at), d.pool.Detach(t.ID))
 	})
 }
 

@@ -26,6 +26,9 @@ type fileSystems struct {
 
 // run runs a program; what it says is in the error.
 func run(name string, args ...string) error {
+	if err := sys.Step("exec " + name); err != nil {
+		return err
+	}
 	cmd := exec.Command(tool(name), args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	out, err := cmd.CombinedOutput()
@@ -147,7 +150,7 @@ func (f fileSystems) mountKernel(path, at string, readOnly bool) error {
 // which is better than hanging for ever.
 func (f fileSystems) setRetries(path string) error {
 	file := "/sys/fs/xfs/" + filepath.Base(path) + "/error/metadata/ENOSPC/max_retries"
-	if err := os.WriteFile(file, []byte(f.o.XFSNoSpaceMaxRetries), 0); err != nil {
+	if err := sys.WriteFile(file, []byte(f.o.XFSNoSpaceMaxRetries), 0); err != nil {
 		return fmt.Errorf("dm.xfs_nospace_max_retries: %w", err)
 	}
 	return nil

@@ -62,11 +62,11 @@ func (d *Driver) Source(t driver.Tree) (driver.Source, error) {
 // keep mounts a tree until letGo and returns where it is.
 func (d *Driver) keep(id, at string, readOnly bool) (root string, err error) {
 	err = d.locked(func() error {
-		if err := os.WriteFile(d.kept(id), nil, 0600); err != nil {
+		if err := sys.WriteFile(d.kept(id), nil, 0600); err != nil {
 			return err
 		}
 		if root, err = d.mountLocked(id, at, readOnly); err != nil {
-			return errors.Join(err, os.Remove(d.kept(id)))
+			return errors.Join(err, sys.RemovePath(d.kept(id)))
 		}
 		return nil
 	})
@@ -82,12 +82,12 @@ func (d *Driver) letGo(id string) error {
 		}
 		defer users.Close()
 		if lockUser(users, id, true) != nil {
-			return os.Remove(d.kept(id)) // a command works on it; it will unmount
+			return sys.RemovePath(d.kept(id)) // a command works on it; it will unmount
 		}
 		if err := d.releaseLocked(id); err != nil {
 			return err
 		}
-		if err := os.Remove(d.kept(id)); err != nil && !os.IsNotExist(err) {
+		if err := sys.RemovePath(d.kept(id)); err != nil && !os.IsNotExist(err) {
 			return err
 		}
 		return nil
@@ -147,7 +147,7 @@ func (d *Driver) mountLocked(id, at string, readOnly bool) (root string, err err
 	if _, root = d.mounted(id); root != "" {
 		return root, nil
 	}
-	if err := os.MkdirAll(at, 0700); err != nil {
+	if err := sys.MakeDirs(at, 0700); err != nil {
 		return "", err
 	}
 	path, err := d.pool.Attach(id)
@@ -155,7 +155,7 @@ func (d *Driver) mountLocked(id, at string, readOnly bool) (root string, err err
 		root, err = d.fs.mount(path, at, readOnly)
 	}
 	if err != nil {
-		_ = os.Remove(d.point(id))
+		_ = sys.RemovePath(d.point(id))
 		return "", errors.Join(err, d.pool.Detach(id))
 	}
 	return root, nil
@@ -169,7 +169,7 @@ func (d *Driver) releaseLocked(id string) error {
 			return err
 		}
 	}
-	if err := os.Remove(d.point(id)); err != nil && !os.IsNotExist(err) {
+	if err := sys.RemovePath(d.point(id)); err != nil && !os.IsNotExist(err) {
 		return err
 	}
 	return d.pool.Detach(id)

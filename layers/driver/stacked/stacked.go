@@ -53,7 +53,7 @@ type Driver struct {
 func New(home string, m Mounter) (*Driver, error) {
 	d := &Driver{home: home, mounter: m}
 	for _, dir := range []string{home, d.path("empty")} {
-		if err := os.MkdirAll(dir, 0755); err != nil {
+		if err := sys.MakeDirs(dir, 0755); err != nil {
 			return nil, err
 		}
 	}

@@ -8,7 +8,6 @@ package whole
 
 import (
 	"io"
-	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
@@ -39,7 +38,7 @@ type Driver struct {
 }
 
 func newDriver(home string, k keeper) (*Driver, error) {
-	if err := os.MkdirAll(home, 0755); err != nil {
+	if err := sys.MakeDirs(home, 0755); err != nil {
 		return nil, err
 	}
 	return &Driver{home, k}, nil
