@@ -125,7 +125,7 @@ func (p *Pool) whileSuspended(origin string, fn func() error) error {
 	if origin == "" {
 		return fn()
 	}
-	_, active, err := p.dm.Lookup(p.mapped(origin))
+	_, active, err := p.active(origin)
 	if err != nil {
 		return err
 	}
@@ -138,10 +138,17 @@ func (p *Pool) whileSuspended(origin string, fn func() error) error {
 	return errors.Join(fn(), p.dm.Resume(p.mapped(origin)))
 }
 
+// active looks for a device that can be read. One without a table, whose maker has died,
+// is none: the kernel would suspend it, and then not resume it.
+func (p *Pool) active(name string) (dm.Device, bool, error) {
+	d, there, err := p.dm.Lookup(p.mapped(name))
+	return d, there && d.Live, err
+}
+
 // resume ends the suspension of a device by somebody who died.
 func (p *Pool) resume(name string) error {
-	d, there, err := p.dm.Lookup(p.mapped(name))
-	if err != nil || !there || !d.Suspended {
+	d, active, err := p.active(name)
+	if err != nil || !active || !d.Suspended {
 		return err
 	}
 	return p.dm.Resume(p.mapped(name))
@@ -187,15 +194,15 @@ func (p *Pool) Grow(name string, size int64) error {
 	if err != nil {
 		return err
 	}
-	if size <= r.Size {
-		return nil
+	if size > r.Size {
+		r.Size = size
+		err = p.state.Update(func(t driver.Records) error { return t.Put(devicePrefix+name, r) })
+		if err != nil {
+			return err
+		}
 	}
-	r.Size = size
-	err = p.state.Update(func(t driver.Records) error { return t.Put(devicePrefix+name, r) })
-	if err != nil {
-		return err
-	}
-	_, active, err := p.dm.Lookup(p.mapped(name))
+	// Also when the size is recorded: who did that may have died before this.
+	_, active, err := p.active(name)
 	if err != nil || !active {
 		return err
 	}
@@ -203,7 +210,7 @@ func (p *Pool) Grow(name string, size int64) error {
 	if err != nil {
 		return err
 	}
-	return p.dm.Reload(p.mapped(name), "thin", params, size)
+	return p.dm.Reload(p.mapped(name), "thin", params, r.Size)
 }
 
 func (p *Pool) thinTable(r record) (string, error) {
@@ -342,8 +349,14 @@ func (p *Pool) mend(r made) error {
 	if s.Txid != r.Txid && !intended(left, s.Txid) {
 		return errs.New(errs.Corrupt, "the pool %s is at transaction %d, this store at %d: it is another pool, or has lost changes (restore its metadata, or use another --root)", p.name, s.Txid, r.Txid)
 	}
+	if s.Txid != r.Txid { // what was intended has been carried out
+		r.Txid = s.Txid
+		if err := p.state.Update(func(t driver.Records) error { return t.Put(poolKey, r) }); err != nil {
+			return err
+		}
+	}
 	for name, d := range left {
-		if err := p.finish(name, d, s.Txid); err != nil {
+		if err := p.finish(name, d); err != nil {
 			return fmt.Errorf("device %s, which a command that died has left: %w", name, err)
 		}
 	}
@@ -359,21 +372,12 @@ func intended(left map[string]record, txid uint64) bool {
 	return false
 }
 
-// finish removes a device whose making or removal was not completed. txid is the pool's.
-func (p *Pool) finish(name string, d record, txid uint64) error {
-	err := p.state.Update(func(t driver.Records) error {
-		var pool made
-		if _, err := t.Get(poolKey, &pool); err != nil {
+// finish removes a device whose making or removal was not completed.
+func (p *Pool) finish(name string, d record) error {
+	if d.Origin != "" {
+		if err := p.resume(d.Origin); err != nil {
 			return err
 		}
-		pool.Txid = txid // what was intended may have been carried out
-		return t.Put(poolKey, pool)
-	})
-	if err == nil && d.Origin != "" {
-		err = p.resume(d.Origin)
-	}
-	if err != nil {
-		return err
 	}
 	if dev, there, err := p.dm.Lookup(p.mapped(name)); err != nil || there && (d.State == deferred && dev.OpenCount > 0) {
 		return err // not yet
@@ -399,11 +403,11 @@ func (p *Pool) Usage(name, parent string) (int64, error) {
 }
 
 func (p *Pool) mappedBytes(name string) (n int64, err error) {
-	_, there, err := p.dm.Lookup(p.mapped(name))
+	_, active, err := p.active(name)
 	if err != nil {
 		return 0, err
 	}
-	if !there {
+	if !active {
 		if _, err := p.Attach(name); err != nil {
 			return 0, err
 		}

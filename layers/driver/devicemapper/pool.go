@@ -229,7 +229,10 @@ func (p *Pool) activate(r *made) error {
 	if ours {
 		look = p.dm.Whole
 	}
-	_, there, err := look(p.name)
+	d, there, err := look(p.name)
+	if err == nil && there && ours && d.Suspended { // by a Resize that has died
+		err = p.dm.Resume(p.name)
+	}
 	if err != nil || there {
 		return err
 	}

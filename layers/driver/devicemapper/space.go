@@ -44,6 +44,10 @@ func (p *Pool) Space() (devices.Space, error) {
 // Resize implements devices.Pool, as Docker's device_tool did: the files of loop-lvm
 // only grow.
 func (p *Pool) Resize(size int64) error {
+	return p.locked(func() error { return p.resize(size) })
+}
+
+func (p *Pool) resize(size int64) error {
 	if p.kind != loopKind {
 		return errs.New(errs.Unsupported, "devmapper: only a pool of loop files can be resized: this one is LVM's or somebody else's (lvextend)")
 	}

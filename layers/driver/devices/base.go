@@ -114,17 +114,27 @@ func (d *Driver) makeBase() error {
 }
 
 func (d *Driver) discardBase() error {
-	if at, _ := d.fs.mounted(d.pool.Path(baseName), d.point(baseName)); at != "" {
-		if err := d.fs.unmount(at); err != nil {
-			return err
-		}
+	if err := d.unmountBase(); err != nil {
+		return err
 	}
 	return errors.Join(d.pool.Detach(baseName), d.pool.Remove(baseName))
+}
+
+// unmountBase ends a mount of the base device by a command that died.
+func (d *Driver) unmountBase() error {
+	at, _ := d.fs.mounted(d.pool.Path(baseName), d.point(baseName))
+	if at == "" {
+		return nil
+	}
+	return d.fs.unmount(at)
 }
 
 // growBase makes the base device larger; trees that are there keep their size. The
 // size is written down last: growing again does no harm.
 func (d *Driver) growBase(b base) error {
+	if err := d.unmountBase(); err != nil {
+		return err
+	}
 	if err := d.pool.Grow(baseName, d.opts.BaseSize); err != nil {
 		return err
 	}

@@ -208,6 +208,7 @@ func (d *Driver) Usage(t driver.Tree) (driver.Usage, error) {
 	if p, ok := t.Parent(); ok {
 		parent = p.ID
 	}
-	n, err := d.pool.Usage(t.ID, parent)
+	var n int64
+	err := d.locked(func() (err error) { n, err = d.pool.Usage(t.ID, parent); return err }) // which may attach them
 	return driver.Usage{Bytes: n}, err
 }

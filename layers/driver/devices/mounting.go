@@ -174,3 +174,32 @@ func (d *Driver) releaseLocked(id string) error {
 	}
 	return d.pool.Detach(id)
 }
+
+// Stop takes everything out of the kernel, also what commands that died have left mounted.
+func (d *Driver) Stop() error {
+	entries, err := os.ReadDir(d.point(""))
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := d.sweep(e.Name()); err != nil {
+			return err
+		}
+	}
+	return d.pool.Stop()
+}
+
+// sweep unmounts a tree which is not to stay mounted and on which no command works.
+func (d *Driver) sweep(id string) error {
+	return d.locked(func() error {
+		users, err := d.users()
+		if err != nil {
+			return err
+		}
+		defer users.Close()
+		if _, kept := os.Stat(d.kept(id)); kept == nil || lockUser(users, id, true) != nil {
+			return nil
+		}
+		return d.releaseLocked(id)
+	})
+}
