@@ -89,7 +89,7 @@ func story(s *store) (tree, changed []string, layers [][]byte) {
 }
 
 // script runs a shell script as the user of the store.
-func (s *store) script(script string, args ...string) {
+func (s *store) script(script string, args ...string) (out string) {
 	s.T.Helper()
 	var r harness.Result
 	if s.ordinary {
@@ -98,6 +98,7 @@ func (s *store) script(script string, args ...string) {
 		r = s.Cmd(nil, "sh", append([]string{"-ec", script, "sh"}, args...)...)
 	}
 	require.Zero(s.T, r.Code, "%s%s", r.Stdout, r.Stderr)
+	return r.Stdout
 }
 
 // TestSame: the same work gives the same tree and the same layers, byte for byte,

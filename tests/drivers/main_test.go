@@ -143,16 +143,22 @@ func (s *store) trees() (ids []string) {
 	return ids
 }
 
-// mapped are the numbers of the devices in dm-thin's metadata, by thin_ls, but the base
-// device's.
+// mapped are the numbers of the devices in dm-thin's metadata but the base device's.
+// thin_check has nothing to say about a copy of it, made while the pool is suspended.
 func (s *store) mapped() (ids []string) {
 	s.T.Helper()
-	_, pool, _ := strings.Cut(s.ok("info"), " Pool Name: ") // it is active then
-	pool, _, _ = strings.Cut(pool, "\n")
-	_, metadata, _ := strings.Cut(s.ok("info"), " Metadata file: ")
-	metadata, _, _ = strings.Cut(metadata, "\n")
-	out := s.Sh("dmsetup message " + pool + ` 0 reserve_metadata_snap
-		thin_ls --no-headers -m -o DEV ` + metadata + " && dmsetup message " + pool + " 0 release_metadata_snap")
+	info := s.ok("info") // the pool is active then
+	of := func(field string) string {
+		_, value, _ := strings.Cut(info, " "+field+": ")
+		value, _, _ = strings.Cut(value, "\n")
+		return value
+	}
+	out := s.Sh(`rm -f metadata
+		dmsetup suspend ` + of("Pool Name") + `
+		rc=0; dd if=` + of("Metadata file") + ` of=metadata bs=1M iflag=direct conv=sparse status=none || rc=$?
+		dmsetup resume ` + of("Pool Name") + `
+		[ $rc = 0 ] && thin_check -q metadata && thin_ls --no-headers -o DEV metadata`)
+	require.NotEmpty(s.T, out, "there is no base device")
 	return strings.Fields(out)[1:]
 }
 

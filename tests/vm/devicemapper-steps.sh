@@ -40,14 +40,30 @@ refused() {
 # used prints a field of info.
 field() { dm -- info | sed -n "s/^ $1: //p"; }
 
-# conformance [PATTERN]: the suite of tests/drivers.
+# conformance [PATTERN]: the suite of tests/drivers. Commands are killed at all moments when
+# /layerfs/full says so, at some otherwise.
 conformance() {
+	local full limit=30m
+	full=$(cat full)
+	[ -z "$full" ] || limit=6h
 	LAYERFS_TEST_DRIVERS=devicemapper LAYERFS_FAULT_BIN=/layerfs/layerfs-faults LAYERFS_TEST_DIR=/var/tmp/t \
-		./drivers.test -test.timeout 60m -test.run "${1:-TestSame|TestApart|TestMounting|TestEmpty|TestUsage|TestOptions|TestSize}" \
+		LAYERFS_TEST_FULL=$full LAYERFS_TEST_STEP=23 ./drivers.test -test.v -test.timeout $limit -test.run "${1:-TestSame|TestApart|TestMounting|TestEmpty|TestUsage|TestOptions|TestSize}" \
 		-test.skip 'Full|Auto|BadInput|Hostile|MovedName|Nested|Damaged|UnmountedByHand' >out 2>&1 || {
-		grep -v '^ok' out | cut -c1-300 | head -80
+		grep -av -e '^ok' -e '^===' out | cut -c1-300 | head -150
 		return 1
 	}
+}
+
+# Commands that die at any moment, or just when the kernel has half of something.
+killed() {
+	if [ -n "$(cat full)" ]; then
+		conformance TestKilled
+	else
+		conformance 'TestKilled(|First|Activating|Growing|Between|Reading)$'
+	fi
+	local kills
+	kills=$(grep -ac 'killed before' out)
+	echo "        $kills kills" >&3
 }
 
 # fresh takes away what a step that failed has left.
@@ -323,8 +339,17 @@ costs() {
 }
 
 exec 3>&1
-step "the conformance suite on loop files" conformance "$(cat pattern)"
-[ -z "$(cat pattern)" ] || exit $failed
+pattern=$(cat pattern)
+if declare -F "$pattern" >/dev/null; then
+	try "$pattern" "$pattern"
+	exit $failed
+fi
+step "the conformance suite on loop files" conformance "$pattern"
+if [ -n "$pattern" ]; then
+	[ $failed != 0 ] || grep -av '^===' out
+	exit $failed
+fi
+try "commands that are killed" killed
 try "the same on disks" on_disks
 try "the same while udevd runs" with_udevd
 try "what Docker has left" stranded

@@ -3,12 +3,17 @@
 # machine with a Debian on its first disk, which is kept in $VM_CACHE. The guest's half
 # is devicemapper-guest.sh, and devicemapper-steps.sh in the Debian. Then the power is cut
 # $CUTS times (3) under work, each after which everything is looked at. TEST is a pattern
-# for the conformance suite, and keeps all else from being run.
+# for the conformance suite, or one of the functions in devicemapper-steps.sh, and keeps all
+# else from being run. FULL=1 kills commands at every step instead of some, which takes half
+# an hour or so.
 set -eu -o pipefail
 export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
 LAYERFS=$(realpath "${LAYERFS:-$(dirname "$0")/../../bin/layerfs}")
 here=$(cd "$(dirname "$0")" && pwd)
 CACHE=${VM_CACHE:-/var/tmp/layerfs-vm}
+# Against a guest that hangs; how fast one is depends on the machine.
+limit=${FULL:+21600}
+limit=${limit:-3600}
 start=$SECONDS
 
 # root makes the guest's root file system: a Debian with the tools that tests run.
@@ -34,6 +39,7 @@ cp "$here/steps.sh" "$here/devicemapper-steps.sh" "$T/root/layerfs"
 	go build -tags faults -o "$T/root/layerfs/layerfs-faults" ./cmd/layerfs
 )
 cp "$here/devicemapper-power.sh" "$T/root/layerfs"
+echo "${FULL:-}" >"$T/root/layerfs/full"
 truncate -s 6G "$T/disk0"
 mkfs.ext4 -q -d "$T/root" "$T/disk0"
 rm -rf "$T/root"
@@ -45,7 +51,7 @@ cp "$here/devicemapper-guest.sh" "$T/guest/main"
 boot() {
 	echo "$1" >"$T/guest/script"
 	echo "$2" >"$T/guest/argument"
-	VM_MEMORY=1024 VM_SECONDS=${DM_SECONDS:-1500} "$here/run-in-vm.sh" "$T/guest" "$T/disk0" "$T/disk1" "$T/disk2"
+	VM_MEMORY=1024 VM_SECONDS=${DM_SECONDS:-$limit} "$here/run-in-vm.sh" "$T/guest" "$T/disk0" "$T/disk1" "$T/disk2"
 }
 boot devicemapper-steps.sh "${1:-}"
 if [ -z "${1:-}" ]; then
