@@ -46,7 +46,7 @@ func (s *Store) CreateContainer(name, from string, size int64) (*Container, erro
 		err = s.index.update(func(t txn) error { return t.putContainer(c) })
 	}
 	if err != nil && s.driver.Remove(c.Tree) == nil {
-		_ = s.index.update(func(t txn) error { return t.delete(containerBucket, []byte(name)) })
+		_ = s.index.update(func(t txn) error { return t.deleteTree(containerBucket, name) })
 	}
 	return c, err
 }
@@ -272,8 +272,8 @@ func (s *Store) RemoveContainer(name string, force bool) error {
 	if err := s.driver.Remove(h.Tree); err != nil {
 		return fmt.Errorf("container %s: %w", name, err)
 	}
-	_ = os.Remove(s.ownMountpoint(h.Tree)) // left by a mount that went away by itself
-	return s.index.update(func(t txn) error { return t.delete(containerBucket, []byte(name)) })
+	_ = sys.RemovePath(s.ownMountpoint(h.Tree)) // left by a mount that went away by itself
+	return s.index.update(func(t txn) error { return t.deleteTree(containerBucket, name) })
 }
 
 // flushed calls use with a container and what tells it from its layer, after all

@@ -1,6 +1,7 @@
 package layers
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,7 +18,10 @@ import (
 )
 
 // formatVersion is that of the index. Never reuse a number.
-const formatVersion = 1
+//
+//	1    no unfinishedBucket
+//	2    this one
+const formatVersion = 2
 
 // Buckets of the index; values are JSON.
 var (
@@ -26,7 +30,8 @@ var (
 	nameBucket       = []byte("names")      // name of a layer → id
 	containerBucket  = []byte("containers") // name → Container
 	driverBucket     = []byte("driver")     // what the driver keeps, see driver.State
-	everyBucket      = [][]byte{metaBucket, layerBucket, nameBucket, containerBucket, driverBucket}
+	unfinishedBucket = []byte("unfinished") // bucket/key of layers and containers that are not ready, so that nobody has to look through all
+	everyBucket      = [][]byte{metaBucket, layerBucket, nameBucket, containerBucket, driverBucket, unfinishedBucket}
 	metaKey          = []byte("store")
 	errIndexDisorder = errs.New(errs.Corrupt, "the index contradicts itself")
 )
@@ -165,6 +170,23 @@ func (t txn) put(bucket, key []byte, value any) error {
 
 func (t txn) delete(bucket, key []byte) error { return t.tx.Bucket(bucket).Delete(key) }
 
+// mark keeps unfinishedBucket as the state of what the bucket has with this key says.
+func (t txn) mark(bucket, key []byte, s state) error {
+	mark := bytes.Join([][]byte{bucket, key}, []byte("/"))
+	if s == ready {
+		return t.delete(unfinishedBucket, mark)
+	}
+	return t.tx.Bucket(unfinishedBucket).Put(mark, []byte{})
+}
+
+// unfinished calls fn with the bucket and the key of all that is not ready.
+func (t txn) unfinished(fn func(bucket, key []byte) error) error {
+	return t.tx.Bucket(unfinishedBucket).ForEach(func(mark, _ []byte) error {
+		bucket, key, _ := bytes.Cut(mark, []byte("/"))
+		return fn(bytes.Clone(bucket), bytes.Clone(key))
+	})
+}
+
 // each calls fn with every value of a bucket, in order of the keys.
 func each[T any](t txn, bucket []byte, fn func(*T) error) error {
 	b := t.tx.Bucket(bucket)
@@ -180,8 +202,20 @@ func each[T any](t txn, bucket []byte, fn func(*T) error) error {
 	})
 }
 
-func (t txn) putLayer(l *Layer) error         { return t.put(layerBucket, []byte(l.ID), l) }
-func (t txn) putContainer(c *Container) error { return t.put(containerBucket, []byte(c.Name), c) }
+func (t txn) putLayer(l *Layer) error { return t.putTree(layerBucket, l.ID, l.State, l) }
+
+func (t txn) putContainer(c *Container) error {
+	return t.putTree(containerBucket, c.Name, c.State, c)
+}
+
+func (t txn) putTree(bucket []byte, key string, s state, value any) error {
+	return errors.Join(t.mark(bucket, []byte(key), s), t.put(bucket, []byte(key), value))
+}
+
+// deleteTree takes a layer or a container out of the index.
+func (t txn) deleteTree(bucket []byte, key string) error {
+	return errors.Join(t.mark(bucket, []byte(key), ready), t.delete(bucket, []byte(key)))
+}
 
 // layerByID returns a layer that is there in full.
 func (t txn) layerByID(id string) (*Layer, error) {

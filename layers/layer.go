@@ -123,7 +123,7 @@ func publish(t txn, l *Layer) error {
 // next command.
 func (s *Store) discard(n *newLayer) {
 	if err := s.driver.Remove(n.tree.ID); err == nil {
-		_ = s.index.update(func(t txn) error { return t.delete(layerBucket, []byte(n.ID)) })
+		_ = s.index.update(func(t txn) error { return t.deleteTree(layerBucket, n.ID) })
 	}
 }
 

@@ -105,6 +105,7 @@ func (m *move) begin(cfg Config) error {
 	if err := s.Deactivate(); err != nil {
 		return err
 	}
+	m.store.meta = s.meta // which may be of a newer version now
 	return m.store.index.update(func(t txn) error {
 		m.store.meta.Moving = m.to
 		return t.put(metaBucket, metaKey, m.store.meta)
@@ -168,7 +169,7 @@ func (m *move) record(records map[string]any) error {
 	return m.store.index.update(func(t txn) error {
 		r := driverRecords{t}
 		var old []string
-		if err := r.Each(func(key string, _ json.RawMessage) error { old = append(old, key); return nil }); err != nil {
+		if err := r.Each("", func(key string, _ json.RawMessage) error { old = append(old, key); return nil }); err != nil {
 			return err
 		}
 		for _, key := range old {

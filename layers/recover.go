@@ -1,16 +1,18 @@
 package layers
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 )
 
 // remnant is a tree that is being made or removed, by a command that may have died.
 type remnant struct {
-	bucket, key []byte
-	Tree        string `json:"tree"`
-	State       state  `json:"state"`
-	what        string
+	bucket []byte
+	key    string
+	Tree   string `json:"tree"`
+	State  state  `json:"state"`
+	what   string
 }
 
 // recover removes the trees whose commands have died.
@@ -31,24 +33,43 @@ func (s *Store) recover() error {
 func (s *Store) remnants() (list []*remnant, err error) {
 	var layers []*Layer
 	err = s.index.view(func(t txn) error {
-		return errors.Join(
-			each(t, containerBucket, func(c *Container) error {
-				if c.State != ready {
-					list = append(list, &remnant{containerBucket, []byte(c.Name), c.Tree, c.State, "container " + c.Name})
-				}
-				return nil
-			}),
-			each(t, layerBucket, func(l *Layer) error {
-				if l.State != ready {
-					layers = append(layers, l)
-				}
-				return nil
-			}))
+		return t.unfinished(func(bucket, key []byte) error {
+			if bytes.Equal(bucket, containerBucket) {
+				var c Container
+				_, err := t.get(bucket, key, &c)
+				list = append(list, &remnant{bucket, c.Name, c.Tree, c.State, "container " + c.Name})
+				return err
+			}
+			var l Layer
+			_, err := t.get(bucket, key, &l)
+			layers = append(layers, &l)
+			return err
+		})
 	})
 	for _, l := range topFirst(layers) {
-		list = append(list, &remnant{layerBucket, []byte(l.ID), l.Tree, l.State, "layer " + l.title()})
+		list = append(list, &remnant{layerBucket, l.ID, l.Tree, l.State, "layer " + l.title()})
 	}
 	return list, err
+}
+
+// upgrade gives an index of version 1 the list of what is unfinished.
+func (s *Store) upgrade() error {
+	return s.index.update(func(t txn) error {
+		if _, err := t.tx.CreateBucketIfNotExists(unfinishedBucket); err != nil {
+			return err
+		}
+		err := errors.Join(
+			each(t, containerBucket, func(c *Container) error { return t.mark(containerBucket, []byte(c.Name), c.State) }),
+			each(t, layerBucket, func(l *Layer) error { return t.mark(layerBucket, []byte(l.ID), l.State) }))
+		if err != nil {
+			return err
+		}
+		if _, err := t.get(metaBucket, metaKey, &s.meta); err != nil { // somebody else may have been here
+			return err
+		}
+		s.meta.Version = formatVersion
+		return t.put(metaBucket, metaKey, s.meta)
+	})
 }
 
 // bury removes a tree that nobody works on any more, and its record.
@@ -61,14 +82,14 @@ func (s *Store) bury(r *remnant) error {
 	// It may have been completed, or removed by somebody else, before it was locked.
 	var now remnant
 	var still bool
-	err := s.index.view(func(t txn) (err error) { still, err = t.get(r.bucket, r.key, &now); return err })
+	err := s.index.view(func(t txn) (err error) { still, err = t.get(r.bucket, []byte(r.key), &now); return err })
 	if err != nil || !still || now.State == ready || now.Tree != r.Tree {
 		return err
 	}
 	if err := s.driver.Remove(r.Tree); err != nil {
 		return err
 	}
-	return s.index.update(func(t txn) error { return t.delete(r.bucket, r.key) })
+	return s.index.update(func(t txn) error { return t.deleteTree(r.bucket, r.key) })
 }
 
 // topFirst orders layers such that none comes before one that stands on it.

@@ -55,7 +55,7 @@ func (s *Store) removeTree(l *Layer, locked bool) error {
 		if found, err := t.get(layerBucket, []byte(l.ID), &now); !found || err != nil || now.Tree != l.Tree {
 			return err // another command has completed it
 		}
-		return t.delete(layerBucket, []byte(l.ID))
+		return t.deleteTree(layerBucket, l.ID)
 	})
 }
 

@@ -1,6 +1,7 @@
 package layers
 
 import (
+	"bytes"
 	"encoding/json"
 
 	"github.com/layerfs/layerfs/layers/driver"
@@ -27,10 +28,16 @@ func (r driverRecords) Put(key string, value any) error {
 }
 func (r driverRecords) Delete(key string) error { return r.t.delete(driverBucket, []byte(key)) }
 
-func (r driverRecords) Each(fn func(key string, value json.RawMessage) error) error {
+func (r driverRecords) Each(prefix string, fn func(key string, value json.RawMessage) error) error {
 	b := r.t.tx.Bucket(driverBucket)
 	if b == nil {
 		return nil
 	}
-	return b.ForEach(func(k, v []byte) error { return fn(string(k), append(json.RawMessage{}, v...)) })
+	c := b.Cursor()
+	for k, v := c.Seek([]byte(prefix)); k != nil && bytes.HasPrefix(k, []byte(prefix)); k, v = c.Next() {
+		if err := fn(string(k), append(json.RawMessage{}, v...)); err != nil {
+			return err
+		}
+	}
+	return nil
 }

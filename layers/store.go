@@ -128,6 +128,11 @@ func (s *Store) settleDriver(name string, cfg Config) (found bool, err error) {
 			return found, err
 		}
 	}
+	if s.meta.Version == 1 {
+		if err := s.upgrade(); err != nil {
+			return found, err
+		}
+	}
 	switch {
 	case s.meta.Version != formatVersion:
 		return found, errs.New(errs.Corrupt, "the store %s is of version %d, this layerfs knows version %d", s.root, s.meta.Version, formatVersion)

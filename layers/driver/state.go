@@ -14,6 +14,7 @@ type Records interface {
 	Get(key string, into any) (bool, error)
 	Put(key string, value any) error
 	Delete(key string) error
-	// Each calls fn for every record in order of the keys.
-	Each(fn func(key string, value json.RawMessage) error) error
+	// Each calls fn for every record whose key begins with prefix, in order of the keys.
+	// fn may not change records.
+	Each(prefix string, fn func(key string, value json.RawMessage) error) error
 }

@@ -37,7 +37,41 @@ type record struct {
 	Txid uint64 `json:"txid,omitempty"`
 }
 
-const devicePrefix = "device/"
+// Keys of records: devicePrefix with the name of a device has its record, markPrefix
+// with the name that its state is not ready, so that nobody has to look through all.
+const (
+	devicePrefix = "device/"
+	markPrefix   = "unfinished/"
+)
+
+func put(t driver.Records, name string, r record) error {
+	return errors.Join(mark(t, name, r.State), t.Put(devicePrefix+name, r))
+}
+
+func mark(t driver.Records, name string, s state) error {
+	if s == ready {
+		return t.Delete(markPrefix + name)
+	}
+	return t.Put(markPrefix+name, s)
+}
+
+// markAll marks the devices of a pool whose records are older than marks.
+func (p *Pool) markAll(r *made) error {
+	r.Marked = true
+	return p.state.Update(func(t driver.Records) error {
+		states := map[string]state{}
+		err := t.Each(devicePrefix, func(key string, value json.RawMessage) error {
+			var d record
+			err := json.Unmarshal(value, &d)
+			states[strings.TrimPrefix(key, devicePrefix)] = d.State
+			return err
+		})
+		for name, s := range states {
+			err = errors.Join(err, mark(t, name, s))
+		}
+		return errors.Join(err, t.Put(poolKey, r))
+	})
+}
 
 func (p *Pool) mapped(name string) string { return p.prefix + "-" + name }
 
@@ -73,7 +107,7 @@ func (p *Pool) change(name string, intend func(*made, *record) error, do func(re
 			return err
 		}
 		r.Txid = pool.Txid + 1
-		return errors.Join(t.Put(poolKey, pool), t.Put(devicePrefix+name, r))
+		return errors.Join(t.Put(poolKey, pool), put(t, name, r))
 	})
 	if err != nil {
 		return err
@@ -91,9 +125,9 @@ func (p *Pool) change(name string, intend func(*made, *record) error, do func(re
 		}
 		if r := done(&r); r != nil {
 			r.Txid = 0
-			return t.Put(devicePrefix+name, r)
+			return put(t, name, *r)
 		}
-		return t.Delete(devicePrefix + name)
+		return errors.Join(mark(t, name, ready), t.Delete(devicePrefix+name))
 	})
 }
 
@@ -196,7 +230,7 @@ func (p *Pool) Grow(name string, size int64) error {
 	}
 	if size > r.Size {
 		r.Size = size
-		err = p.state.Update(func(t driver.Records) error { return t.Put(devicePrefix+name, r) })
+		err = p.state.Update(func(t driver.Records) error { return put(t, name, r) })
 		if err != nil {
 			return err
 		}
@@ -314,7 +348,7 @@ func (p *Pool) deferDeletion(name string) error {
 			return err
 		}
 		r.State = deferred
-		return t.Put(devicePrefix+name, r)
+		return put(t, name, r)
 	})
 }
 
@@ -330,17 +364,12 @@ func (p *Pool) mend(r made) error {
 	}
 	left := map[string]record{}
 	err = p.state.View(func(t driver.Records) error {
-		return t.Each(func(key string, value json.RawMessage) error {
-			name, ok := strings.CutPrefix(key, devicePrefix)
-			if !ok {
-				return nil
-			}
+		return t.Each(markPrefix, func(key string, _ json.RawMessage) error {
+			name := strings.TrimPrefix(key, markPrefix)
 			var d record
-			if err := json.Unmarshal(value, &d); err != nil || d.State == ready {
-				return err
-			}
+			_, err := t.Get(devicePrefix+name, &d)
 			left[name] = d
-			return nil
+			return err
 		})
 	})
 	if err != nil {
@@ -427,9 +456,9 @@ func (p *Pool) mappedBytes(name string) (n int64, err error) {
 // deferredCount is how many devices are to be removed when they are let go.
 func (p *Pool) deferredCount() (n int) {
 	_ = p.state.View(func(t driver.Records) error {
-		return t.Each(func(key string, value json.RawMessage) error {
-			var d record
-			if strings.HasPrefix(key, devicePrefix) && json.Unmarshal(value, &d) == nil && d.State == deferred {
+		return t.Each(markPrefix, func(_ string, value json.RawMessage) error {
+			var s state
+			if json.Unmarshal(value, &s) == nil && s == deferred {
 				n++
 			}
 			return nil

@@ -16,9 +16,10 @@
 //
 // In the index of the store (driver.State):
 //
-//	pool         Pool: what the pool was made of, and its transaction id
-//	lvm          the device that is being made a pool
-//	device/NAME  record: number and size of a thin device, and what is being done to it
+//	pool             made: what the pool was made of, and its transaction id
+//	lvm              the device that is being made a pool
+//	device/NAME      record: number and size of a thin device, and what is being done to it
+//	unfinished/NAME  the state of such a record if it is not ready
 //
 // Every change of the pool's metadata is recorded as intended, carried out, given the next
 // transaction id, and recorded as done. After a crash the pool's transaction id says

@@ -42,11 +42,8 @@ func (House) Export(home string, state driver.State, xml string) ([]devices.Tena
 	}
 	var list []devices.Tenant
 	err = state.View(func(t driver.Records) error {
-		return t.Each(func(key string, value json.RawMessage) error {
-			name, ok := strings.CutPrefix(key, devicePrefix)
-			if !ok {
-				return nil
-			}
+		return t.Each(devicePrefix, func(key string, value json.RawMessage) error {
+			name := strings.TrimPrefix(key, devicePrefix)
 			var r record
 			if err := json.Unmarshal(value, &r); err != nil {
 				return err
@@ -123,7 +120,7 @@ func (h House) Import(home, data, xml string, tenants []devices.Tenant) (map[str
 	}
 	records[poolKey] = made{
 		Kind: loopKind, Data: h.Data(home), Metadata: metadataOf(home),
-		Block: int64(sectors) * dm.Sector, Txid: txid, Next: next,
+		Block: int64(sectors) * dm.Sector, Txid: txid, Next: next, Marked: true,
 	}
 	return records, nil
 }

@@ -52,6 +52,7 @@ type made struct {
 	Block    int64  `json:"block"`          // bytes
 	Txid     uint64 `json:"txid"`           // of the last change that is done
 	Next     uint32 `json:"next"`           // number of the next device
+	Marked   bool   `json:"marked"`         // devices that are not ready have marks, which they once had not
 }
 
 const poolKey = "pool"
@@ -96,6 +97,11 @@ func (p *Pool) open(home string) error {
 	p.opts.BlockSize = r.Block
 	if err := p.activate(&r); err != nil {
 		return err
+	}
+	if !r.Marked {
+		if err := p.markAll(&r); err != nil {
+			return err
+		}
 	}
 	return p.mend(r)
 }
@@ -142,7 +148,7 @@ func describe(r made) string {
 
 // prepare makes what a new pool lies in.
 func (p *Pool) prepare() (r made, err error) {
-	r = made{Block: p.opts.BlockSize, Next: 0}
+	r = made{Block: p.opts.BlockSize, Marked: true}
 	switch o := p.opts; {
 	case o.ThinpoolDev != "":
 		r.Kind, r.Pool = thinpool, o.ThinpoolDev
