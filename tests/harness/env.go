@@ -30,7 +30,10 @@ func New(t testing.TB) *Env {
 	t.Cleanup(func() {
 		// After the mounts' own clean-ups, which were registered later.
 		makeRemovable(dir)
-		if err := os.RemoveAll(dir); err != nil {
+		var err error
+		// A pool's process that ends now may still write its index.
+		Eventually(Moment, func() bool { err = os.RemoveAll(dir); return err == nil })
+		if err != nil {
 			t.Errorf("the directory of the test is left: %v", err)
 		}
 	})
