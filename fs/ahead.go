@@ -40,6 +40,8 @@ type ahead struct {
 	entries int                        // in known. Protected by mu.
 	sweeps  bool                       // sweep will come. Protected by mu.
 	walked  time.Time                  // when the walk went on last. Protected by mu.
+	stopped bool                       // for good. Protected by mu.
+	working sync.WaitGroup             // the workers
 
 	slow atomic.Int64 // until when reads count as waiting for the disk, Unix nanoseconds
 }
@@ -59,8 +61,8 @@ type answers struct {
 }
 
 // walks notes that somebody begins to read the directory n, of which known was
-// found ahead. In a walk it looks at n if that was not done yet, and returns what it
-// found, and at what lies below next. Preconditions: n.dir.mu is held.
+// found ahead. In a walk n is looked at if that was not done yet, and what lies below
+// it will be next. It returns what is known now. Preconditions: n.dir.mu is held.
 func (a *ahead) walks(n *node, known *answers) *answers {
 	if a.fs.opts.Outside || a.fs.opts.ShowMarks || !a.isWalk(n) || known != nil {
 		return known
@@ -169,7 +171,7 @@ func (a *ahead) sweep() {
 			found.close()
 		}
 	}
-	if a.sweeps = len(a.known) > 0; a.sweeps {
+	if a.sweeps = len(a.known) > 0 && !a.stopped; a.sweeps {
 		time.AfterFunc(walkTime, a.sweep)
 	}
 }
@@ -183,8 +185,18 @@ func (s *answers) close() {
 	}
 }
 
-// flush forgets everything: the branches are about to change. Preconditions: the
-// gate is shut, so that nothing is being looked at.
+// stop ends the work for good and waits for what is being looked at.
+func (a *ahead) stop() {
+	a.mu.Lock()
+	a.stopped = true
+	a.mu.Unlock()
+	a.flush()
+	a.working.Wait()
+	a.flush() // what was found until then
+}
+
+// flush forgets everything: the branches are about to change. Preconditions: nothing
+// is being looked at, because the gate is shut.
 func (a *ahead) flush() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -208,9 +220,9 @@ func (a *ahead) push(jobs ...aheadJob) {
 
 // startLocked starts a worker if there is work for it. Preconditions: a.mu is held.
 func (a *ahead) startLocked() {
-	if len(a.todo) > 0 && a.workers < aheadWorkers && a.entries < maxAhead {
+	if len(a.todo) > 0 && a.workers < aheadWorkers && a.entries < maxAhead && !a.stopped {
 		a.workers++
-		go a.work()
+		a.working.Go(a.work)
 	}
 }
 
@@ -218,7 +230,7 @@ func (a *ahead) startLocked() {
 func (a *ahead) work() {
 	for {
 		a.mu.Lock()
-		if time.Since(a.walked) > walkTime {
+		if a.stopped || time.Since(a.walked) > walkTime {
 			a.todo = nil
 		}
 		if len(a.todo) == 0 || a.entries >= maxAhead {

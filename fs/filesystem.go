@@ -225,6 +225,7 @@ func (f *FS) Close() error {
 	f.settler.stopped.Store(true)
 	f.settler.running.Lock() // for good
 	f.watcher.close()
+	f.ahead.stop()
 	f.recents.stop()
 	err := f.closeFiles()
 	for _, l := range f.indexes {
