@@ -13,11 +13,6 @@ import (
 )
 
 const (
-	// How many readers may wait at the device. More than one saves starting
-	// a goroutine for each request of a parallel load; each one more is one more
-	// that the kernel may wake on a processor that sleeps.
-	maxIdle = 2
-
 	// minProcs is how many threads may run Go code. A reader that waits at the
 	// device gives its turn back, and must not wait for another one when a request
 	// has come: on two processors that was most of what a request cost.
@@ -56,9 +51,12 @@ type Conn struct {
 	input  *inputPool
 	output outputPools
 
-	idle  atomic.Int32
-	dead  atomic.Bool // the kernel has ended the connection
-	ended chan error  // the first reader to find that out says why
+	waiting atomic.Int32  // readers at the device
+	wanted  atomic.Int32  // how many of them may wait there
+	seen    atomic.Uint64 // requests that were read
+	ticking atomic.Bool   // the clock runs
+	dead    atomic.Bool   // the kernel has ended the connection
+	ended   chan error    // the first reader to find that out says why
 
 	mu      sync.Mutex
 	readers map[*reader]struct{}
@@ -86,6 +84,7 @@ func (c *Conn) Serve(fs fuse.RawFileSystem, opts *fuse.MountOptions) error {
 	defer conns.Add(-1)
 	moreProcs()
 
+	c.wanted.Store(1)
 	c.start()
 	err := <-c.ended
 	c.cancelAll()
@@ -101,14 +100,13 @@ var moreProcs = sync.OnceFunc(func() {
 	}
 })
 
-// start adds a reader. It counts as idle from now on, so that several
-// requests at once do not start several.
+// start adds a reader, which counts as waiting from now on.
 func (c *Conn) start() {
 	r := &reader{conn: c}
 	c.mu.Lock()
 	c.readers[r] = struct{}{}
 	c.mu.Unlock()
-	c.idle.Add(1)
+	c.waiting.Add(1)
 	c.gone.Add(1)
 	go r.run()
 }

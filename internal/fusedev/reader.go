@@ -48,7 +48,7 @@ func (r *reader) run() {
 	in, err := c.input.get()
 	if err != nil {
 		c.log.Printf("a buffer for requests: %v", err)
-		if c.idle.Add(-1) == 0 {
+		if c.waiting.Add(-1) == 0 {
 			c.end(fmt.Errorf("no memory for requests: %w", err))
 		}
 		return
@@ -58,18 +58,15 @@ func (r *reader) run() {
 		in.rest()
 		msg, ok := r.next(in.buf)
 		in.used = max(in.used, len(msg))
-		left := c.idle.Add(-1)
+		c.waiting.Add(-1)
 		if !ok {
 			return
 		}
-		// Messages that expect no answer cost the kernel nothing to send:
-		// they are handled by whoever waits, not by more and more readers.
-		if left == 0 && expectsReply(opcode(msg)) {
-			c.start()
-		}
+		c.seen.Add(1)
+		c.watch()
 		r.handle(msg)
-		if c.idle.Add(1) > maxIdle {
-			c.idle.Add(-1)
+		if c.waiting.Add(1) > c.wanted.Load() {
+			c.waiting.Add(-1)
 			return
 		}
 	}
