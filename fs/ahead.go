@@ -40,6 +40,7 @@ type ahead struct {
 	entries int                        // in known. Protected by mu.
 	sweeps  bool                       // sweep will come. Protected by mu.
 	walked  time.Time                  // when the walk went on last. Protected by mu.
+	flushes int                        // protected by mu
 	stopped bool                       // for good. Protected by mu.
 	working sync.WaitGroup             // the workers
 
@@ -69,7 +70,7 @@ func (a *ahead) walks(n *node, known *answers) *answers {
 	}
 	a.forgetJob(n.dir.tree)
 	if known = a.look(n.dir.tree, n.dir.tree.Parts()); known != nil {
-		a.push(known.below()...)
+		a.push(a.below(known)...)
 	}
 	return known
 }
@@ -161,27 +162,19 @@ func (a *ahead) dropLocked(d *branches.Dir) {
 	}
 }
 
-// sweep forgets what nobody has asked for.
+// sweep forgets what nobody has asked for, and gives up the descriptors of such
+// directories: most of them belong to no node.
 func (a *ahead) sweep() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for d, found := range a.known {
 		if time.Since(found.at) > walkTime {
 			a.dropLocked(d)
-			found.close()
+			d.Close()
 		}
 	}
 	if a.sweeps = len(a.known) > 0 && !a.stopped; a.sweeps {
 		time.AfterFunc(walkTime, a.sweep)
-	}
-}
-
-// close gives up the descriptors of directories that nobody has come to.
-func (s *answers) close() {
-	for _, res := range s.found {
-		if res.Dir != nil {
-			res.Dir.Close()
-		}
 	}
 }
 
@@ -201,9 +194,10 @@ func (a *ahead) flush() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.todo = nil
-	for d, found := range a.known {
+	a.flushes++
+	for d := range a.known {
 		a.dropLocked(d)
-		found.close()
+		d.Close()
 	}
 }
 
@@ -239,18 +233,25 @@ func (a *ahead) work() {
 			return
 		}
 		last := len(a.todo) - 1
-		job := a.todo[last]
+		job, flushes := a.todo[last], a.flushes
 		a.todo = a.todo[:last]
 		a.startLocked()
 		a.mu.Unlock()
-		a.do(job)
+		a.do(job, flushes)
 	}
 }
 
-// do does one job. What fails is asked for again by the one who needs it.
-func (a *ahead) do(job aheadJob) {
+// do does one job, that was taken after so many flushes. What fails is asked for again by
+// the one who needs it.
+func (a *ahead) do(job aheadJob, flushes int) {
 	a.fs.gate.Enter()
 	defer a.fs.gate.Leave()
+	a.mu.Lock()
+	outdated := a.flushes != flushes // the branches have changed before the gate was open again
+	a.mu.Unlock()
+	if outdated {
+		return
+	}
 	if len(job.files) > 0 {
 		a.readFiles(job)
 		return
@@ -259,7 +260,7 @@ func (a *ahead) do(job aheadJob) {
 	if found == nil {
 		return
 	}
-	jobs := found.below()
+	jobs := a.below(found)
 	a.mu.Lock()
 	a.keepLocked(job.tree, found)
 	a.mu.Unlock()
@@ -267,12 +268,18 @@ func (a *ahead) do(job aheadJob) {
 }
 
 // below returns the directories in what was found, to be listed in the order of
-// the entries.
-func (s *answers) below() (jobs []aheadJob) {
+// the entries: those of nodes where there are nodes already.
+func (a *ahead) below(s *answers) (jobs []aheadJob) {
 	for i := len(s.entries) - 1; i >= 0; i-- {
-		if res := s.found[s.entries[i].Name]; res != nil && res.Dir != nil {
-			jobs = append(jobs, aheadJob{tree: res.Dir})
+		res := s.found[s.entries[i].Name]
+		if res == nil || res.Kind != branches.Directory {
+			continue
 		}
+		tree := res.Dir
+		if n := a.fs.table.peek(a.fs.keyOf(res)); n != nil && n.isDir() {
+			tree = n.dir.tree
+		}
+		jobs = append(jobs, aheadJob{tree: tree})
 	}
 	return jobs
 }
@@ -285,6 +292,7 @@ func (a *ahead) look(d *branches.Dir, parts []*branches.Part) *answers {
 	}
 	entries, err := a.fs.stack.List(d)
 	if err != nil || len(entries) > maxAhead/2 {
+		d.Close()
 		return nil
 	}
 	out := &answers{parts: parts, entries: entries, found: make(map[string]*branches.Resolution, len(entries)), at: time.Now()}
