@@ -29,7 +29,7 @@ const (
 // change of such a directory, or of something in it, gives it a part in a writable
 // branch, and by that answers which are out of date are known.
 //
-// ahead.mu is a leaf.
+// ahead.mu is a leaf but for the branches' locks.
 type ahead struct {
 	fs *FS // immutable
 
@@ -38,6 +38,7 @@ type ahead struct {
 	workers int                        // protected by mu
 	known   map[*branches.Dir]*answers // protected by mu
 	entries int                        // in known. Protected by mu.
+	opened  map[*branches.Dir]struct{} // whose descriptors may be open because of us. Protected by mu.
 	sweeps  bool                       // sweep will come. Protected by mu.
 	walked  time.Time                  // when the walk went on last. Protected by mu.
 	flushes int                        // protected by mu
@@ -65,7 +66,9 @@ type answers struct {
 // found ahead. In a walk n is looked at if that was not done yet, and what lies below
 // it will be next. It returns what is known now. Preconditions: n.dir.mu is held.
 func (a *ahead) walks(n *node, known *answers) *answers {
-	if a.fs.opts.Outside || a.fs.opts.ShowMarks || !a.isWalk(n) || known != nil {
+	o := &a.fs.opts
+	// Where the kernel keeps nothing, it asks for all again.
+	if o.Outside || o.ShowMarks || o.Timeout == 0 || !a.isWalk(n) || known != nil {
 		return known
 	}
 	a.forgetJob(n.dir.tree)
@@ -148,10 +151,38 @@ func (a *ahead) keepLocked(d *branches.Dir, found *answers) {
 	}
 	a.known[d] = found
 	a.entries += len(found.found)
-	if !a.sweeps {
+	a.sweepLaterLocked()
+}
+
+// sweepLaterLocked has what nobody wants forgotten in a while. Preconditions: a.mu is held.
+func (a *ahead) sweepLaterLocked() {
+	if !a.sweeps && !a.stopped {
 		a.sweeps = true
 		time.AfterFunc(walkTime, a.sweep)
 	}
+}
+
+// opensLocked notes that d, and by that the directories above it, are about to be
+// opened: most of those that are found ahead belong to no node yet, or never will.
+// Preconditions: a.mu is held.
+func (a *ahead) opensLocked(d *branches.Dir) {
+	if a.opened == nil {
+		a.opened = map[*branches.Dir]struct{}{}
+	}
+	for d != nil {
+		a.opened[d] = struct{}{}
+		d, _ = d.Place()
+	}
+	a.sweepLaterLocked()
+}
+
+// closeLocked gives up the descriptors that are open because of us; those of nodes will
+// be opened again. Preconditions: a.mu is held.
+func (a *ahead) closeLocked() {
+	for d := range a.opened {
+		d.Close()
+	}
+	a.opened = nil
 }
 
 // dropLocked forgets what is known of d. Preconditions: a.mu is held.
@@ -162,19 +193,24 @@ func (a *ahead) dropLocked(d *branches.Dir) {
 	}
 }
 
-// sweep forgets what nobody has asked for, and gives up the descriptors of such
-// directories: most of them belong to no node.
+// sweep forgets what nobody has asked for, and after a walk what it has opened.
 func (a *ahead) sweep() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for d, found := range a.known {
 		if time.Since(found.at) > walkTime {
 			a.dropLocked(d)
-			d.Close()
 		}
 	}
-	if a.sweeps = len(a.known) > 0 && !a.stopped; a.sweeps {
-		time.AfterFunc(walkTime, a.sweep)
+	if time.Since(a.walked) > walkTime {
+		a.todo = nil
+	}
+	if len(a.known) == 0 && len(a.todo) == 0 && a.workers == 0 {
+		a.closeLocked()
+	}
+	a.sweeps = false
+	if len(a.known) > 0 || len(a.opened) > 0 {
+		a.sweepLaterLocked()
 	}
 }
 
@@ -197,8 +233,8 @@ func (a *ahead) flush() {
 	a.flushes++
 	for d := range a.known {
 		a.dropLocked(d)
-		d.Close()
 	}
+	a.closeLocked()
 }
 
 // push has jobs done, the last one first.
@@ -248,6 +284,9 @@ func (a *ahead) do(job aheadJob, flushes int) {
 	defer a.fs.gate.Leave()
 	a.mu.Lock()
 	outdated := a.flushes != flushes // the branches have changed before the gate was open again
+	if !outdated {
+		a.opensLocked(job.tree)
+	}
 	a.mu.Unlock()
 	if outdated {
 		return
@@ -292,7 +331,6 @@ func (a *ahead) look(d *branches.Dir, parts []*branches.Part) *answers {
 	}
 	entries, err := a.fs.stack.List(d)
 	if err != nil || len(entries) > maxAhead/2 {
-		d.Close()
 		return nil
 	}
 	out := &answers{parts: parts, entries: entries, found: make(map[string]*branches.Resolution, len(entries)), at: time.Now()}

@@ -98,7 +98,7 @@
 //	        dirNode.listMu      its listing
 //	        node.mu             names, state and open file of a node; two in the order of their ids
 //	          recents.mu        which tries the mu of other nodes, but never waits for it
-//	          branches' locks, table.mu, listings.mu, ahead.mu    leaves
+//	          ahead.mu, then branches' locks, table.mu, listings.mu    leaves
 //	          stubFile.mu                 a stub's device being opened
 //	            blockFiles.adopting, blockFile.size
 //	              pool.mu, pools.mu, blockFiles.mu      leaves, but for the pool's own process
