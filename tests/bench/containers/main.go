@@ -23,6 +23,7 @@ var (
 	many    = flag.Int("containers", 1000, "how many")
 	readers = flag.Int("readers", 10, "how many read the same file")
 	size    = flag.Int64("size", 500, "its size in MiB")
+	made    = flag.String("made", "", "only have these drivers create and remove containers")
 )
 
 // store is a store with one driver.
@@ -40,6 +41,12 @@ func main() {
 }
 
 func bench() error {
+	image := filepath.Join(*dir, "image.tar")
+	work.Check(exec.Command("tar", "-C", *tree, "-cf", image, ".").Run())
+	if *made != "" {
+		onlyMade(strings.Fields(*made), image)
+		return nil
+	}
 	stores := []store{
 		{"overlay", filepath.Join(*dir, "overlay"), *many},
 		{"union", filepath.Join(*dir, "union"), *many},
@@ -47,14 +54,14 @@ func bench() error {
 		{"thin", filepath.Join(*dir, "thin"), *many},
 		{"vfs", filepath.Join(*dir, "vfs"), max(*many/100, min(*many, fewer))},
 	}
-	image := filepath.Join(*dir, "image.tar")
-	work.Check(exec.Command("tar", "-C", *tree, "-cf", image, ".").Run())
 	fmt.Printf("\nContainers of one image (%d MiB), one after the other: milliseconds for each, and what each takes.\n\n", fileSize(image)>>20)
 	fmt.Println("| driver | containers | create | mount | write 4 KiB | umount | rm | sum | memory while mounted (KiB) | disk (KiB) |\n|---|---|---|---|---|---|---|---|---|---|")
+	var tables []string
 	for _, s := range stores {
 		s.run("layer", "import", "image", image)
-		s.lives()
+		tables = append(tables, s.lives())
 	}
+	printGrowth(tables)
 	fmt.Printf("\n%d containers of one image read the same file of %d MiB, after the caches were dropped.\n\n", *readers, *size)
 	fmt.Println("| driver | read from disk (MiB) | page cache (MiB) | seconds |\n|---|---|---|---|")
 	big := filepath.Join(*dir, "big")
@@ -70,7 +77,7 @@ func bench() error {
 
 func (s store) flags() []string {
 	flags := []string{"--root", s.root, "--driver", s.driver}
-	if s.driver == "thin" {
+	if s.driver == "thin" || s.driver == "devicemapper" {
 		flags = append(flags, "--storage-opt", "dm.basesize=2G", "--storage-opt", "dm.min_free_space=0")
 	}
 	return flags
@@ -87,21 +94,65 @@ func (s store) run(args ...string) string {
 
 func (s store) name(i int) string { return fmt.Sprintf("c%d", i) }
 
-// each does something to every container and returns the milliseconds for one.
-func (s store) each(do func(name string)) float64 {
-	start := time.Now()
+// took is how long something took for one container, in milliseconds: for all, for the
+// first tenth and for the last.
+type took struct{ all, first, last float64 }
+
+// each does something to every container.
+func (s store) each(do func(name string)) took {
+	var ms []float64
 	for i := range s.containers {
+		start := time.Now()
 		do(s.name(i))
+		ms = append(ms, float64(time.Since(start).Microseconds())/1000)
 	}
-	return float64(time.Since(start).Microseconds()) / 1000 / float64(s.containers)
+	tenth := max(len(ms)/10, 1)
+	return took{mean(ms), mean(ms[:tenth]), mean(ms[len(ms)-tenth:])}
 }
 
-func (s store) lives() {
+func mean(list []float64) float64 {
+	sum := 0.0
+	for _, v := range list {
+		sum += v
+	}
+	return sum / float64(len(list))
+}
+
+// growth is a line of the table that printGrowth prints.
+func (s store) growth(create, rm took) string {
+	return fmt.Sprintf("| %s | %d | %.1f | %.1f | %.1f | %.1f | %.1f | %.1f |", s.driver, s.containers,
+		create.all, create.first, create.last, rm.all, rm.first, rm.last)
+}
+
+func printGrowth(lines []string) {
+	fmt.Printf("\nWhat creating and removing a container costs when there are more and more: milliseconds for each, of all, of the first tenth and of the last.\n\n")
+	fmt.Println("| driver | containers | create | first | last | rm | first | last |\n|---|---|---|---|---|---|---|---|")
+	fmt.Println(strings.Join(lines, "\n"))
+}
+
+// onlyMade has each driver create and remove containers, nothing more.
+func onlyMade(drivers []string, image string) {
+	var lines []string
+	for _, d := range drivers {
+		s := store{d, filepath.Join(*dir, d), *many}
+		s.run("layer", "import", "image", image)
+		create, rm := s.each(s.create), s.each(s.remove)
+		lines = append(lines, s.growth(create, rm))
+		s.run("layer", "rm", "image")
+	}
+	printGrowth(lines)
+}
+
+func (s store) create(name string) { s.run("container", "create", "--from", "image", name) }
+func (s store) remove(name string) { s.run("container", "rm", name) }
+
+// lives has containers created, used and removed, and returns their line of growth.
+func (s store) lives() string {
 	fmt.Fprintf(os.Stderr, "%d containers on %s\n", s.containers, s.driver)
 	at := map[string]string{}
 	settle()
 	free, memory := s.free(), s.memory()
-	create := s.each(func(n string) { s.run("container", "create", "--from", "image", n) })
+	create := s.each(s.create)
 	mount := s.each(func(n string) { at[n] = s.run("container", "mount", n) })
 	write := s.each(func(n string) {
 		work.Check(os.WriteFile(filepath.Join(at[n], "etc", "new"), make([]byte, 4096), 0644))
@@ -109,10 +160,12 @@ func (s store) lives() {
 	settle()
 	disk, used := free-s.free(), s.memory()-memory
 	umount := s.each(func(n string) { s.run("container", "umount", n) })
-	rm := s.each(func(n string) { s.run("container", "rm", n) })
+	rm := s.each(s.remove)
 	fmt.Printf("| %s | %d | %.1f | %.1f | %.1f | %.1f | %.1f | %.1f | %d | %d |\n", s.driver, s.containers,
-		create, mount, write, umount, rm, create+mount+write+umount+rm, used>>10/int64(s.containers), disk>>10/int64(s.containers))
+		create.all, mount.all, write.all, umount.all, rm.all, create.all+mount.all+write.all+umount.all+rm.all,
+		used>>10/int64(s.containers), disk>>10/int64(s.containers))
 	s.left()
+	return s.growth(create, rm)
 }
 
 // left makes sure that nothing is.
