@@ -32,11 +32,11 @@ var crashCases = []crashCase{
 }
 
 var whatIsThere = []crashCase{
-	{"import-image", nil, []string{"layer", "import-image", "--name", "x", "image.tar"}},
 	{"layer rm", [][]string{{"layer", "import", "x", "base.tar"}}, []string{"layer", "rm", "x"}},
 	{"image rm", [][]string{{"layer", "import-image", "image.tar"}}, []string{"layer", "rm", "im:1"}},
 	{"mount", [][]string{{"container", "create", "--from", "base", "x"}}, []string{"container", "mount", "x"}},
 	{"umount", [][]string{{"container", "create", "--from", "base", "x"}, {"container", "mount", "x"}}, []string{"container", "umount", "x"}},
+	{"import-image", nil, []string{"layer", "import-image", "--name", "x", "image.tar"}},
 }
 
 // TestKilled: killed at any moment, a command has happened or not, and after the next
