@@ -31,7 +31,7 @@ as_user() {
 		name=$(basename "$p").test
 		go test -c -o "$D/u/$name" "$p"
 		short=
-		case $name in aufs.test | crash.test | drivers.test) short=-test.short ;; esac # root has run them in full
+		case $name in aufs.test | crash.test | drivers.test | data.test | tests.test) short=-test.short ;; esac # root has run them in full
 		# Without strict mode: here a test that is root's alone may skip.
 		# need.sh has made sure that FUSE itself is there.
 		echo "   $p"
@@ -48,7 +48,7 @@ race() {
 	# The daemon has no stderr: its reports go to files. It need not linger at
 	# its end as the detector does by default.
 	LAYERFS_BIN=$D/layerfs-race GORACE="halt_on_error=1 atexit_sleep_ms=0 log_path=$D/race" \
-		go test -p 1 -count=1 -short -timeout 10m -run 'Random|Stress|Coheren|Parity|Plain|Exerciser|SymlinkRace|PoolKilled|Synced|SettleUnder|Readers|Walk|Passthrough' ./tests/... || rc=1
+		go test -p 1 -count=1 -short -timeout 10m -run 'Random|Stress|Coheren|Parity|Plain|Exerciser|SymlinkRace|PoolKilled|Synced|SettleUnder|Readers|WalkSees|Passthrough' ./tests/... || rc=1
 	if ls "$D"/race.* >/dev/null 2>&1; then
 		head -100 "$D"/race.*
 		rc=1
