@@ -37,7 +37,7 @@ as_user() {
 		echo "   $p"
 		(cd "$D/u/home" && setpriv --reuid 65534 --regid 65534 --clear-groups \
 			env -i PATH="$PATH" HOME="$D/u/home" TMPDIR="$D/t" LAYERFS_TEST_DIR="$D/t" \
-			LAYERFS_BIN="$D/u/layerfs" LAYERFS_FAULT_BIN="$D/u/layerfs-faults" "$D/u/$name" -test.timeout 10m -test.count 1 $short) || rc=1
+			LAYERFS_TEST_FIRST="${LAYERFS_TEST_FIRST:-}" LAYERFS_BIN="$D/u/layerfs" LAYERFS_FAULT_BIN="$D/u/layerfs-faults" "$D/u/$name" -test.timeout 10m -test.count 1 $short) || rc=1
 	done
 	return $rc
 }

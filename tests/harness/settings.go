@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"time"
 )
 
 // Setting is the number in a variable of the environment, usual without it.
@@ -18,6 +19,12 @@ func Setting(name string, usual int) int {
 		panic(fmt.Sprintf("%s=%s is no number", name, v))
 	}
 	return n
+}
+
+// FirstSeed is where random histories begin: LAYERFS_TEST_FIRST, by which CI plays the
+// same ones each time, else another number each time.
+func FirstSeed() uint64 {
+	return uint64(Setting("LAYERFS_TEST_FIRST", int(time.Now().Unix()%1e6*1000)))
 }
 
 // Full reports whether LAYERFS_TEST_FULL asks for every case instead of some.

@@ -30,7 +30,7 @@ func TestRandom(t *testing.T) {
 	for _, seed := range kept {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) { play(t, seed) })
 	}
-	first := uint64(time.Now().Unix() % 1e6 * 1000)
+	first := harness.FirstSeed()
 	for i := range uint64(harness.Setting("LAYERFS_TEST_OPS", 20)) {
 		t.Run(fmt.Sprint(first+i), func(t *testing.T) { play(t, first+i) })
 	}

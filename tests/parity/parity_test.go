@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -46,7 +45,7 @@ func histories(t *testing.T, seeds []kept, play func(t *testing.T, seed uint64, 
 	for _, s := range seeds {
 		t.Run(fmt.Sprint(s.seed), func(t *testing.T) { play(t, s.seed, perHistory) })
 	}
-	first := uint64(time.Now().Unix() % 1e6 * 1000)
+	first := harness.FirstSeed()
 	for i := range uint64(max(1, harness.Setting("LAYERFS_TEST_OPS", 15000)/perHistory)) {
 		t.Run(fmt.Sprint(first+i), func(t *testing.T) { play(t, first+i, perHistory) })
 		if t.Failed() && os.Getenv("LAYERFS_TEST_GO_ON") == "" {
