@@ -3,6 +3,8 @@ package fusedev
 import (
 	"runtime"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // One reader is enough while requests come one after the other: it is awake when the
@@ -11,10 +13,12 @@ import (
 const (
 	// tick is how long a request keeps the others waiting, at most twice that.
 	tick = 500 * time.Microsecond
-	// busyTicks in a row with no reader at the device mean that one more is wanted there.
+	// busyTicks is how many more ticks that found requests waiting than ticks that found
+	// none mean that one more reader is wanted. That nobody is at the device says little: a
+	// caller that shares the reader's processor runs on before the reader comes back.
 	busyTicks = 8
-	// slackTicks in a row with two or more mean that one less is.
-	slackTicks = 64
+	// slackTicks in a row at which a reader was to be had mean that one less is.
+	slackTicks = 32
 	// idleTicks in a row without a request stop the clock.
 	idleTicks = 20
 )
@@ -24,8 +28,9 @@ var maxWanted = int32(2 * runtime.NumCPU())
 
 // clock is the state of the clock, which only its goroutine uses.
 type clock struct {
-	last              uint64 // requests seen at the last tick
-	busy, slack, idle int    // ticks in a row
+	last        uint64 // requests seen at the last tick
+	busy        int    // ticks that found requests waiting, less those that did not
+	slack, idle int    // ticks in a row
 }
 
 // watch sees to it that the clock runs. It is called with each request.
@@ -60,8 +65,12 @@ func (c *Conn) runClock() {
 // look is one tick, at which now requests were seen; true asks for another reader.
 func (c *Conn) look(t *clock, now uint64) bool {
 	waiting := c.waiting.Load()
-	t.busy = countIf(waiting == 0, t.busy)
-	t.slack = countIf(waiting > 1, t.slack)
+	if waiting == 0 && c.pending() {
+		t.busy++
+	} else {
+		t.busy = max(0, t.busy-1)
+	}
+	t.slack = countIf(waiting > 0, t.slack)
 	t.idle = countIf(waiting > 0 && now == t.last, t.idle)
 	switch {
 	case t.busy >= busyTicks && c.wanted.Load() < maxWanted:
@@ -73,6 +82,18 @@ func (c *Conn) look(t *clock, now uint64) bool {
 		c.wanted.Add(-1) // one of them leaves after its next request
 	}
 	return waiting == 0 && now == t.last
+}
+
+// pending says whether a request waits for a reader (fuse_dev_poll).
+func (c *Conn) pending() bool {
+	c.fdMu.RLock()
+	defer c.fdMu.RUnlock()
+	if c.closed {
+		return false
+	}
+	fds := []unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLIN}}
+	n, err := unix.Poll(fds, 0)
+	return n == 1 && err == nil
 }
 
 // countIf counts on when is is true, else from the beginning.
