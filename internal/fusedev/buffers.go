@@ -39,6 +39,9 @@ const (
 	fewConns = 8
 	// keptInputs is how many unused buffers keep what small requests have used.
 	keptInputs = 16
+	// warmInputs is how many keep what large ones have used, until there are no more
+	// requests for a moment: to fault the pages in again costs as much as to copy the data.
+	warmInputs = 4
 	// smallInput is what readers may keep in any case.
 	smallInput = 64 << 10
 )
@@ -87,10 +90,27 @@ func (p *inputPool) get() (*input, error) {
 func (p *inputPool) put(in *input) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if in.used > smallInput || len(p.free) >= keptInputs {
+	warm := 0
+	for _, f := range p.free {
+		if f.used > smallInput {
+			warm++
+		}
+	}
+	if in.used > smallInput && (warm >= warmInputs || conns.Load() > fewConns) || len(p.free) >= keptInputs {
 		in.release()
 	}
 	p.free = append(p.free, in)
+}
+
+// cool gives back what large requests have used of buffers that nobody has.
+func (p *inputPool) cool() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, in := range p.free {
+		if in.used > smallInput {
+			in.release()
+		}
+	}
 }
 
 // rest is called before a reader waits for the next request.

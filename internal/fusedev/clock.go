@@ -54,6 +54,7 @@ func (c *Conn) runClock() {
 			continue
 		}
 		c.wanted.Store(1)
+		c.input.cool()
 		c.ticking.Store(false)
 		// A request that came just before has seen the clock running.
 		if c.seen.Load() == now || !c.ticking.CompareAndSwap(false, true) {
