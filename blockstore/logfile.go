@@ -28,7 +28,7 @@ type logFile struct {
 // that commits little never needs any of it.
 const logAhead = 1 << 20
 
-var logZeros = make([]byte, logAhead)
+var logZeros [logAhead]byte
 
 // prepare is called before a commit of size bytes to the logs in dir, whose
 // length is full. What it cannot do is left undone: it is for speed, and for

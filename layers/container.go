@@ -20,7 +20,7 @@ import (
 // CreateContainer makes a container that stands on a layer, or on nothing when from is "".
 // size is how large it may become, in bytes, 0 for what is usual.
 func (s *Store) CreateContainer(name, from string, size int64) (*Container, error) {
-	if !containerName.MatchString(name) {
+	if !isContainerName(name) {
 		return nil, errs.New(errs.Usage, "%q cannot be the name of a container: letters, digits and ._- are possible, a letter or digit first, 128 in all", name)
 	}
 	c := &Container{Name: name, Tree: newTree(), State: making, Created: time.Now().UTC()}

@@ -65,7 +65,7 @@ func (s *Store) namesOf(im *image.Image, more string) (names []string, err error
 	}
 	for _, n := range im.Names {
 		switch {
-		case !layerName.MatchString(n):
+		case !isLayerName(n):
 			s.warn(fmt.Sprintf("the name %q of an image cannot be that of a layer, left out", n))
 		case !slices.Contains(names, n):
 			names = append(names, n)

@@ -170,7 +170,7 @@ func (v *Volume) originEnd() int64 {
 	return v.origin.valid
 }
 
-var zeros = make([]byte, pieceSize)
+var zeros [pieceSize]byte
 
 func (v *Volume) writeZeros(ctx context.Context, off, n int64) error {
 	for n > 0 {
