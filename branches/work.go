@@ -25,6 +25,9 @@ type Work struct {
 	dir  string // where WORKDIR is, for messages. Immutable.
 	lone bool   // whiteouts are no links of each other. Changes only with the branch's mode.
 	mark bool
+	// Ordered: a copy that was written out before it is renamed into the upper is
+	// whole after a power cut, see sys.Ordered. Immutable.
+	Ordered bool
 	// Unclean: the last mount with this directory did not end as it should,
 	// or asked for the records in Keep to be looked through. Immutable.
 	Unclean  bool
@@ -84,6 +87,7 @@ func (w *Work) open(dir string, upper *Branch) error {
 	if err != nil {
 		return errs.New(errs.Failed, "work directory %s: %w", dir, err)
 	}
+	w.Ordered = sys.Ordered(w.root)
 	if st.Dev != upper.Dev {
 		return errs.New(errs.Usage, "work directory %s and upper %s are on different file systems: a rename between them is needed", dir, upper.Path)
 	}

@@ -197,7 +197,7 @@ func (f *FS) copyBody(n *node, low location, cp *copied, st *sys.Stat, c *cut) (
 	if err := f.indexes[cp.to].setOrigin(cp.tmp, n.typ, n.ino); err != nil {
 		return back, err
 	}
-	return back, f.syncCopy(back)
+	return back, f.syncCopy(back, cp.to)
 }
 
 // copyContent makes the copy of a regular file, with its content: all of it, or
@@ -260,20 +260,20 @@ func (f *FS) openSource(n *node, low location, cp *copied) (*backing, error) {
 	return f.withStub(n, cp.from, f.newBacking(fd, false))
 }
 
-func (f *FS) syncCopy(back *backing) error {
-	if back == nil {
+// syncCopy sees to it that a copy in the work directory of b is whole after a power cut
+// if it has been renamed from there.
+func (f *FS) syncCopy(back *backing, b *branches.Branch) error {
+	switch {
+	case back == nil || f.opts.Sync == SyncVolatile:
 		return nil
-	}
-	if back.stub != nil && f.opts.Sync != SyncVolatile {
+	case f.opts.Sync == SyncStrict:
+		return sys.Fsync(back.fd)
+	case b.Work.Ordered:
+		return sys.WriteOut(back.fd)
+	case back.stub != nil:
 		return sys.Fsync(back.fd) // its attribute counts as data
 	}
-	switch f.opts.Sync {
-	case SyncAuto:
-		return sys.Fdatasync(back.fd)
-	case SyncStrict:
-		return sys.Fsync(back.fd)
-	}
-	return nil
+	return sys.Fdatasync(back.fd)
 }
 
 // placeCopy moves the finished copy to n's name and makes it n's file. A

@@ -11,7 +11,7 @@ import (
 type SyncPolicy uint8
 
 const (
-	SyncAuto     SyncPolicy = iota // the data
+	SyncAuto     SyncPolicy = iota // the data, written out or durable (sys.Ordered)
 	SyncStrict                     // the data, the metadata and the directories
 	SyncVolatile                   // nothing, and fsync does nothing either
 )

@@ -99,7 +99,7 @@ func (p *Plan) Ops(n int) []string {
 var harmless = map[string]bool{
 	"openat2": true, "open": true, "statx": true, "fstatfs": true, "getxattr": true, "listxattr": true,
 	"getdents64": true, "readlinkat": true, "lseek": true, "pread": true, "preadv": true, "fcntl": true,
-	"name_to_handle_at": true, "flock": true, "faccessat2": true, "fsync": true, "fdatasync": true,
+	"name_to_handle_at": true, "flock": true, "faccessat2": true, "fsync": true, "fdatasync": true, "sync_file_range": true,
 	"dm look": true, "blkgetsize64": true,
 }
 

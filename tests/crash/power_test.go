@@ -17,6 +17,11 @@ import (
 	"github.com/layerfs/layerfs/tests/harness"
 )
 
+// journaled are the file systems on which the power is cut.
+var journaled = []struct{ name, mkfs, pkg string }{
+	{"ext4", "mkfs.ext4 -q -F", "e2fsprogs"}, {"xfs", "mkfs.xfs -q -f", "xfsprogs"},
+}
+
 const (
 	fsIocShutdown = 0x8004587d // FS_IOC_SHUTDOWN
 	noLogFlush    = 2          // what is not on disk yet, the journal included, is lost
@@ -29,9 +34,7 @@ const (
 func TestPowerCut(t *testing.T) {
 	harness.RequireRoot(t)
 	cuts := harness.Setting("LAYERFS_TEST_CUTS", 3)
-	for _, fs := range []struct{ name, mkfs, pkg string }{
-		{"ext4", "mkfs.ext4 -q -F", "e2fsprogs"}, {"xfs", "mkfs.xfs -q -f", "xfsprogs"},
-	} {
+	for _, fs := range journaled {
 		t.Run(fs.name, func(t *testing.T) {
 			harness.RequireTool(t, "mkfs."+fs.name, fs.pkg)
 			d, acked := newDisk(t, fs.mkfs), 0
@@ -102,16 +105,7 @@ func (d *disk) cut(name string, rnd *rand.Rand) int {
 	for _, w := range all {
 		w.cut.Store(true)
 	}
-	require.NoError(t, unix.IoctlSetPointerInt(at, fsIocShutdown, noLogFlush))
-	unix.Close(at)
-	m.Died()
-	require.NoError(t, unix.Kill(m.Pid, unix.SIGKILL))
-	group.Wait()
-	harness.Detach(t, m.Point)
-	require.True(t, harness.Eventually(5*time.Second, func() bool { return !harness.Alive(m.Pid) }))
-	d.unmount()
-	d.mount()
-
+	d.powerOff(at, m, group.Wait)
 	m = d.Mount(opts)
 	steps := 0
 	for _, w := range all {
@@ -122,6 +116,22 @@ func (d *disk) cut(name string, rnd *rand.Rand) int {
 	m.Unmount()
 	d.Sh("rm -rf " + dir)
 	return steps
+}
+
+// powerOff cuts the power while m, which is on the file system of the descriptor at,
+// is mounted, and turns it on again. wait is called when the daemon is dead.
+func (d *disk) powerOff(at int, m *harness.Mount, wait func()) {
+	t := d.T
+	t.Helper()
+	require.NoError(t, unix.IoctlSetPointerInt(at, fsIocShutdown, noLogFlush))
+	unix.Close(at)
+	m.Died()
+	require.NoError(t, unix.Kill(m.Pid, unix.SIGKILL))
+	wait()
+	harness.Detach(t, m.Point)
+	require.True(t, harness.Eventually(5*time.Second, func() bool { return !harness.Alive(m.Pid) }))
+	d.unmount()
+	d.mount()
 }
 
 // worker changes files of its own and notes what was acknowledged.
@@ -167,7 +177,7 @@ func (w *worker) step() error {
 	p := fmt.Sprintf("%s/low%d", w.dir, w.IntN(files))
 	old := w.acked[p]
 	fresh := fmt.Sprintf("%s/new%d-%d", w.dir, w.steps, w.IntN(1000))
-	switch k := w.IntN(6); {
+	switch k := w.IntN(8); {
 	case k == 0 || old == "": // a new file
 		content := strings.Repeat("new. ", 1+w.IntN(2000))
 		w.maybe = map[string][]string{fresh: {"*", content}}
@@ -194,6 +204,9 @@ func (w *worker) step() error {
 			return err
 		}
 		return w.syncDir()
+	case k < 6: // a copy-up, and nothing that makes it durable
+		w.maybe = map[string][]string{p: {old}}
+		return os.Chmod(w.at(p), os.FileMode(0600|w.IntN(0o100)))
 	default: // change some bytes within one block, which a disk does not tear
 		at := w.IntN(len(old)) &^ 511
 		size := 1 + w.IntN(min(512, len(old)-at))
