@@ -193,7 +193,7 @@ func takeData(from, to string) error {
 	if err != nil {
 		return err
 	}
-	if err := sys.CopyData(int(dst.Fd()), int(src.Fd()), fi.Size()); err != nil {
+	if err := sys.CopyData(int(dst.Fd()), int(src.Fd()), fi.Size(), true); err != nil {
 		return fmt.Errorf("copying %s: %w", from, err)
 	}
 	return dst.Sync()

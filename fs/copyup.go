@@ -236,7 +236,7 @@ func (f *FS) copyContent(n *node, low location, cp *copied, st *sys.Stat, c *cut
 		if src.stub != nil {
 			err = copyStub(dst, src, valid)
 		} else {
-			err = sys.CopyData(dst, src.fd, valid)
+			err = sys.CopyData(dst, src.fd, valid, f.opts.Sync != SyncVolatile)
 		}
 	}
 	if err == nil && size > valid {

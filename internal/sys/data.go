@@ -9,8 +9,9 @@ import (
 
 // CopyData copies the first size bytes of src into the empty file dst:
 // by reflink, else by copy_file_range, else by read and write. Holes stay
-// holes and dst is size bytes long in the end.
-func CopyData(dst, src int, size int64) error {
+// holes and dst is size bytes long in the end. With out the disk begins to write a big file
+// while it is being copied: for those who will wait for that.
+func CopyData(dst, src int, size int64, out bool) error {
 	if size == 0 {
 		return nil
 	}
@@ -29,13 +30,23 @@ func CopyData(dst, src int, size int64) error {
 		if start >= size {
 			break
 		}
-		if err := copyRange(dst, src, start, end); err != nil {
-			return err
+		for start < end {
+			piece := min(end, start+copyPiece)
+			if err := copyRange(dst, src, start, piece); err != nil {
+				return err
+			}
+			if size > copyPiece && out {
+				startWriteOut(dst, start, piece-start)
+			}
+			start = piece
 		}
 		off = end
 	}
 	return Ftruncate(dst, size)
 }
+
+// copyPiece is how many bytes are copied before the disk begins to write them.
+const copyPiece = 4 << 20
 
 // Reflink makes the file dst share the data of the file src.
 func Reflink(dst, src int) error {
@@ -61,7 +72,7 @@ func nextData(fd int, off, size int64) (start, end int64) {
 
 func copyRange(dst, src int, start, end int64) error {
 	for start < end {
-		n, err := CopyFileRange(src, start, dst, start, int(min(end-start, 1<<30)))
+		n, err := CopyFileRange(src, start, dst, start, int(end-start))
 		if err != nil || n == 0 {
 			// Other file system, or one of those that return 0 for what they
 			// cannot copy (procfs); read and write, which also tells the real error.

@@ -16,6 +16,11 @@ func WriteOut(fd int) error {
 	return retry("sync_file_range", func() error { return unix.SyncFileRange(fd, 0, 0, flags) })
 }
 
+// startWriteOut has a range of fd written to the device, and does not wait for it.
+func startWriteOut(fd int, off, length int64) {
+	_ = unix.SyncFileRange(fd, off, length, unix.SYNC_FILE_RANGE_WRITE) // whoever waits for it hears of errors
+}
+
 // Ordered reports whether what WriteOut has written before a rename is there after a
 // power cut whenever the rename is. The file system of fd has to put changes in its
 // journal in the order in which they are made; among them, before pages count as

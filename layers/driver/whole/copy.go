@@ -151,5 +151,5 @@ func copyContent(in, out int, name string, st *sys.Stat) error {
 		return err
 	}
 	defer sys.Close(dst)
-	return sys.CopyData(dst, src, int64(st.Size))
+	return sys.CopyData(dst, src, int64(st.Size), false)
 }
