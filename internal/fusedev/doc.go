@@ -16,8 +16,8 @@
 // the cost of a short operation. While requests come one after the other there is
 // one reader: it is awake when the next one comes. A clock, which runs
 // while there are requests, sends another one when it finds nobody at the device and
-// no request read since its last tick, and has more of them wait there when
-// one cannot keep up (clock.go). A reader that comes back to find enough others
+// no request read since its last tick, and has more of them wait there when requests
+// keep waiting (clock.go). A reader that comes back to find enough others
 // waiting ends. The number of readers thereby follows the number of handlers that
 // are busy or blocked, without any limit that they could exhaust, and a handler that
 // blocks keeps the others waiting for a millisecond at most.
