@@ -25,6 +25,7 @@ func CopyData(dst, src int, size int64, out bool) error {
 		}
 		size = int64(st.Size)
 	}
+	c := copier{dst: dst, src: src, size: size}
 	for off := int64(0); off < size; {
 		start, end := nextData(src, off, size)
 		if start >= size {
@@ -32,7 +33,7 @@ func CopyData(dst, src int, size int64, out bool) error {
 		}
 		for start < end {
 			piece := min(end, start+copyPiece)
-			if err := copyRange(dst, src, start, piece); err != nil {
+			if err := c.copyRange(start, piece); err != nil {
 				return err
 			}
 			if size > copyPiece && out {
@@ -70,30 +71,36 @@ func nextData(fd int, off, size int64) (start, end int64) {
 	return start, end
 }
 
-func copyRange(dst, src int, start, end int64) error {
-	for start < end {
-		n, err := CopyFileRange(src, start, dst, start, int(end-start))
+// copier copies from one file to another.
+type copier struct {
+	dst, src int
+	size     int64  // of the whole
+	buf      []byte // of files that cannot be copied in the kernel, nil before that is known
+}
+
+func (c *copier) copyRange(start, end int64) error {
+	for start < end && c.buf == nil {
+		n, err := CopyFileRange(c.src, start, c.dst, start, int(end-start))
 		if err != nil || n == 0 {
 			// Other file system, or one of those that return 0 for what they
 			// cannot copy (procfs); read and write, which also tells the real error.
-			return copyByHand(dst, src, start, end)
+			c.buf = make([]byte, min(c.size, 1<<20))
 		}
 		start += int64(n)
 	}
-	return nil
+	return c.byHand(start, end)
 }
 
-func copyByHand(dst, src int, off, end int64) error {
-	buf := make([]byte, min(end-off, 1<<20))
+func (c *copier) byHand(off, end int64) error {
 	for off < end {
-		n, err := PRead(src, buf[:min(end-off, int64(len(buf)))], off)
+		n, err := PRead(c.src, c.buf[:min(end-off, int64(len(c.buf)))], off)
 		if err != nil {
 			return err
 		}
 		if n == 0 {
 			return nil
 		}
-		if err := PWriteAll(dst, buf[:n], off); err != nil {
+		if err := PWriteAll(c.dst, c.buf[:n], off); err != nil {
 			return err
 		}
 		off += int64(n)
