@@ -18,7 +18,8 @@
 // # Order on disk
 //
 // Whatever is visible is changed by one system call. A copy is built in the
-// work directory and renamed into place. A whiteout is there before, or at
+// work directory, written out or synced there so that a power cut leaves none without its
+// content (syncCopy), and renamed into place. A whiteout is there before, or at
 // the same instant as, the removal that it records, and goes after its
 // replacement is in place. A directory that replaces something is opaque
 // before it is renamed in, one that leaves its place has its redirect before.
