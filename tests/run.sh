@@ -101,9 +101,10 @@ lane() {
 beside() {
 	local rc=0 log second
 	log=$(mktemp)
-	unshare --mount --propagation private "$0" others >"$log" 2>&1 &
+	unshare --mount --propagation private tests/run.sh others >"$log" 2>&1 &
 	second=$!
-	unshare --mount --propagation private "$0" e2e || rc=1
+	trap 'trap - TERM; kill 0' INT TERM # the shell has the second ignore an interrupt
+	unshare --mount --propagation private tests/run.sh e2e || rc=1
 	wait "$second" || rc=1
 	cat "$log"
 	rm -f "$log"
@@ -112,8 +113,8 @@ beside() {
 
 one_after_the_other() {
 	local rc=0
-	"$0" e2e || rc=1
-	"$0" others || rc=1
+	tests/run.sh e2e || rc=1
+	tests/run.sh others || rc=1
 	return $rc
 }
 
@@ -125,7 +126,7 @@ units | e2e | others)
 esac
 
 ok=true
-"$0" units || ok=false
+tests/run.sh units || ok=false
 if [ "$(id -u)" = 0 ]; then beside || ok=false; else one_after_the_other || ok=false; fi
 $ok || { echo "FAILED, see above"; exit 1; }
 echo "ok: all tests passed in $SECONDS s"

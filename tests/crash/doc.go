@@ -21,4 +21,6 @@
 // has asked for anything to be durable, when the journal has been written for another
 // file: a copy that has its name must have its content. (Without sys.WriteOut, on ext4 all
 // of them are zeros.)
+//
+// TestCopyIsWritten looks on several file systems by which call that is done, and makes it fail.
 package crash
