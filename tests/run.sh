@@ -3,12 +3,14 @@
 # end-to-end tests as root and as an ordinary user, a short end-to-end leg with
 # a binary built for the race detector. At the end nothing may be left: no
 # mount, process, loop device or file.
-#
-# Root runs two lanes side by side, each with a mount namespace of its own: a
-# test that makes another namespace would keep the mounts of its neighbours.
 set -eu
 cd "$(dirname "$0")/.."
 
+D=$(mktemp -d /var/tmp/layerfs-make-XXXXXX)
+chmod 755 "$D"
+mkdir -m 1777 "$D/t"
+export LAYERFS_TEST_DIR=$D/t LAYERFS_TEST_STRICT=1 LAYERFS_BIN=$PWD/bin/layerfs
+units=$(go list ./... | grep -v '/layerfs/tests')
 failed=
 
 leg() {
@@ -65,68 +67,20 @@ leftovers() {
 	[ -z "$left" ] || { echo "left behind:"; echo "$left"; return 1; }
 }
 
-packages() { go list ./... | grep -v '/layerfs/tests'; }
+# shellcheck disable=SC2086 # a list of packages
+leg "unit tests" go test $units
+leg "vet with faults" go vet -tags faults ./internal/sys ./cmd/layerfs
+# shellcheck disable=SC2086
+leg "unit tests, race detector" env CGO_ENABLED=1 GORACE=atexit_sleep_ms=0 go test -race -short $units
+leg "end to end as $(id -un)" go test -p 1 -count=1 -timeout 12m ./tests/...
+leg "files in blocks" env LAYERFS_TEST_MOUNT=copyup=block,copyup_threshold=1 go test -p 1 -count=1 -short -timeout 12m -run 'Exerciser|Stress|Parity|Plain|Several' ./tests/data ./tests/parity
+[ "$(id -u)" != 0 ] || leg "end to end as an ordinary user" as_user
+leg "end to end, race detector" race
+leg "nothing is left" leftovers
 
-units() {
-	# shellcheck disable=SC2046 # a list of packages
-	leg "unit tests" go test $(packages)
-	leg "vet with faults" go vet -tags faults ./internal/sys ./cmd/layerfs
-}
-
-e2e() {
-	leg "end to end as $(id -un)" go test -p 1 -count=1 -timeout 12m ./tests/...
-}
-
-others() {
-	# shellcheck disable=SC2046
-	leg "unit tests, race detector" env CGO_ENABLED=1 GORACE=atexit_sleep_ms=0 go test -race -short $(packages)
-	leg "files in blocks" env LAYERFS_TEST_MOUNT=copyup=block,copyup_threshold=1 go test -p 1 -count=1 -short -timeout 12m -run 'Exerciser|Stress|Parity|Plain|Several' ./tests/data ./tests/parity
-	[ "$(id -u)" != 0 ] || leg "end to end as an ordinary user" as_user
-	leg "end to end, race detector" race
-}
-
-# lane runs legs in a directory of their own, which must be empty after.
-lane() {
-	D=$(mktemp -d /var/tmp/layerfs-make-XXXXXX)
-	chmod 755 "$D"
-	mkdir -m 1777 "$D/t"
-	export LAYERFS_TEST_DIR=$D/t LAYERFS_TEST_STRICT=1 LAYERFS_BIN=$PWD/bin/layerfs
-	"$1"
-	leg "nothing is left" leftovers
-	rm -rf "$D"
-	[ -z "$failed" ] || { echo "FAILED: ${failed#, }"; exit 1; }
-}
-
-# beside runs two lanes at once. What the second says comes when the first has ended.
-beside() {
-	local rc=0 log second
-	log=$(mktemp)
-	unshare --mount --propagation private tests/run.sh others >"$log" 2>&1 &
-	second=$!
-	trap 'trap - TERM; kill 0' INT TERM # the shell has the second ignore an interrupt
-	unshare --mount --propagation private tests/run.sh e2e || rc=1
-	wait "$second" || rc=1
-	cat "$log"
-	rm -f "$log"
-	return $rc
-}
-
-one_after_the_other() {
-	local rc=0
-	tests/run.sh e2e || rc=1
-	tests/run.sh others || rc=1
-	return $rc
-}
-
-case ${1:-} in
-units | e2e | others)
-	lane "$1"
-	exit
-	;;
-esac
-
-ok=true
-tests/run.sh units || ok=false
-if [ "$(id -u)" = 0 ]; then beside || ok=false; else one_after_the_other || ok=false; fi
-$ok || { echo "FAILED, see above"; exit 1; }
+rm -rf "$D"
+if [ -n "$failed" ]; then
+	echo "FAILED: ${failed#, }"
+	exit 1
+fi
 echo "ok: all tests passed in $SECONDS s"
